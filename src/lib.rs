@@ -1,0 +1,17 @@
+//! A Raft cluster that a Python asyncio application can be.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`engine`] | the consensus core: sans-I/O, the same in the real and in any simulated world |
+//! | [`storage`] | the fsynced log and its memory twin |
+//! | [`transport`] | wire format, TCP |
+//! | [`driver`] | a tokio thread that runs the engine's effects, and the thread that keeps its log |
+//! | `bridge` | the Python classes |
+
+pub mod engine;
+pub mod storage;
+
+#[cfg(feature = "driver")]
+pub mod driver;
+#[cfg(feature = "driver")]
+pub mod transport;
