@@ -129,7 +129,8 @@ impl Refusal {
 /// The policy, given by the driver. Asked on both sides of every connection, on the driver's thread, between two of
 /// the driver's own turns (never while the driver calls into the network).
 pub trait Gate {
-    /// What this node says to `to`.
+    /// What this node says to `to`. To a node that dialled, this is asked before it is admitted: `to` is then only
+    /// what it claims to be.
     fn hello(&self, to: NodeId) -> Hello;
 
     /// Whether the other side of a connection may talk to this node.

@@ -237,7 +237,9 @@ impl Peers {
             let mut peers = self.peers.borrow_mut();
             let Some(peer) = peers.get_mut(&id).filter(|peer| peer.route().is_some()) else { return false };
             if let Err(error) = put(&mut peer.batch) {
-                tracing::error!(node = self.me, peer = id, %error, "could not send");
+                if self.may_say((id, "put", error.to_string())) {
+                    tracing::error!(node = self.me, peer = id, %error, "could not send");
+                }
                 return false;
             }
             peer.batch.len() > BATCH_BYTES_MAX
