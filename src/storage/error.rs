@@ -76,7 +76,7 @@ pub enum StorageError {
     },
     /// Nothing says how much of the log was durable (rule D3).
     #[error(
-        "{} is missing beside a log that is not empty, so nobody can tell whether the log is whole: restore it, or \
+        "{} is missing although the node has run before, so nobody can tell whether the log is whole: restore it, or \
          remove this node from the cluster and let a new one take its place", path.display()
     )]
     MissingGuard {
@@ -119,8 +119,16 @@ pub enum StorageError {
         /// The highest id a group can have.
         highest: GroupId,
     },
+    /// A batch that does not fit; nothing was written.
+    #[error("the log cannot take a batch of this size ({detail}): propose less at once")]
+    TooLarge {
+        /// What raft-engine said.
+        detail: String,
+    },
     /// A read below the beginning of the log.
-    #[error("entry {low} of group {group} has been compacted away; the log begins at {first}: send a snapshot instead")]
+    #[error(
+        "entry {low} of group {group} has been compacted away; the log begins at {first}: send a snapshot instead"
+    )]
     Compacted {
         /// The group.
         group: GroupId,

@@ -267,10 +267,9 @@ impl Shared {
         }
         f().inspect_err(|error| {
             // An io::Error cannot be cloned; the number of the operating system's error can.
-            let copy = error.raw_os_error().map_or_else(
-                || io::Error::new(error.kind(), error.to_string()),
-                io::Error::from_raw_os_error,
-            );
+            let copy = error
+                .raw_os_error()
+                .map_or_else(|| io::Error::new(error.kind(), error.to_string()), io::Error::from_raw_os_error);
             self.freeze(StorageError::io(path, operation, copy));
         })
     }

@@ -89,7 +89,10 @@ impl GuardFile {
             }
         }
         let (generation, guard) = best.ok_or_else(|| {
-            StorageError::damaged(path, "neither of its two slots can be read, so nobody can tell whether the log is whole")
+            StorageError::damaged(
+                path,
+                "neither of its two slots can be read, so nobody can tell whether the log is whole",
+            )
         })?;
         Ok(Some(Self { file, path: path.to_path_buf(), generation, guard }))
     }
@@ -137,14 +140,8 @@ fn encode(generation: u64, guard: &Guard) -> [u8; SLOT_LEN] {
     let mut bytes = [0; SLOT_LEN];
     bytes[..8].copy_from_slice(MAGIC);
     bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
-    let words = [
-        generation,
-        guard.sequence,
-        guard.append_first,
-        guard.rewrite_first,
-        guard.rewrite_last,
-        guard.rewrite_bytes,
-    ];
+    let words =
+        [generation, guard.sequence, guard.append_first, guard.rewrite_first, guard.rewrite_last, guard.rewrite_bytes];
     for (at, word) in words.into_iter().enumerate() {
         bytes[12 + at * 8..20 + at * 8].copy_from_slice(&word.to_le_bytes());
     }

@@ -156,7 +156,10 @@ fn words(words: impl IntoIterator<Item = u64>) -> Vec<u8> {
 
 fn read_words(bytes: &[u8]) -> Option<Vec<u64>> {
     let words = bytes.chunks_exact(8);
-    words.remainder().is_empty().then(|| words.map(|word| word.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b))).collect())
+    words
+        .remainder()
+        .is_empty()
+        .then(|| words.map(|word| word.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b))).collect())
 }
 
 #[cfg(test)]

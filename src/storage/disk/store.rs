@@ -73,10 +73,7 @@ impl Store {
         self.engine.as_ref().ok_or_else(|| raft_engine::Error::Corruption("the log is closed".to_owned()))
     }
 
-    fn change(
-        &self,
-        f: impl FnOnce(&Engine<LogFiles>) -> Result<(), raft_engine::Error>,
-    ) -> Result<(), StorageError> {
+    fn change(&self, f: impl FnOnce(&Engine<LogFiles>) -> Result<(), raft_engine::Error>) -> Result<(), StorageError> {
         let result = self.engine().and_then(|engine| caught(|| f(engine)));
         match result {
             // A file operation may have failed without the engine minding.
