@@ -203,16 +203,17 @@ impl Drain<'_> {
         Ok(())
     }
 
-    /// Gives `outcome` to whoever proposed the entry here; if nobody did, an exception is logged.
+    /// Gives `outcome` to whoever proposed the entry here; an exception that nobody waits for is logged.
     fn settle(&self, py: Python<'_>, index: u64, token: Option<Token>, outcome: Outcome<'_>) {
         let waiter = token.and_then(|token| self.core.state.lock().take_waiter(token));
-        let Some(waiter) = waiter else {
-            if let Err(error) = outcome {
-                self.core.loggers.apply_failed(py, index, &error);
+        if let Err(error) = &outcome {
+            if waiter.as_ref().is_none_or(|waiter| self.core.has_left(py, waiter)) {
+                self.core.loggers.apply_failed(py, index, error);
             }
-            return;
-        };
-        self.core.resolve(py, waiter, outcome.map_err(|error| machine::apply_error(py, index, error)));
+        }
+        if let Some(waiter) = waiter {
+            self.core.resolve(py, waiter, outcome.map_err(|error| machine::apply_error(py, index, error)));
+        }
     }
 
     fn give_back(&self, bytes: usize) {
@@ -316,7 +317,8 @@ impl Drain<'_> {
         let settings = &self.core.settings;
         let fit = state.room_left(settings.max_pending_proposals, settings.max_pending_bytes);
         let let_in: Vec<_> = (0..fit.min(ROOM_PER_SLICE)).map_while(|_| state.room.pop_front()).collect();
-        let has_more = !state.room.is_empty() && fit > let_in.len();
+        // Those let in may not use their room: the next slice, behind their tasks, offers it to the next in line.
+        let has_more = !state.room.is_empty() && fit > 0;
         drop(state);
         for future in let_in {
             self.core.futures.resolve(py, future.bind(py), py.None());
@@ -326,6 +328,18 @@ impl Drain<'_> {
 }
 
 impl Core {
+    /// Whether the caller has cancelled.
+    fn has_left(&self, py: Python<'_>, waiter: &Waiter) -> bool {
+        let future = match waiter {
+            Waiter::Proposal(future, _) | Waiter::Barrier(future, _) | Waiter::Range(future) => future.clone_ref(py),
+            Waiter::Item { group, .. } => match self.state.lock().groups.get_mut(*group) {
+                Some(group) => group.future.clone_ref(py),
+                None => return true,
+            },
+        };
+        future.call_method0(py, "done").and_then(|done| done.is_truthy(py)).unwrap_or(true)
+    }
+
     /// Ends the call of `waiter`.
     pub(super) fn resolve(&self, py: Python<'_>, waiter: Waiter, outcome: PyResult<Bound<'_, PyAny>>) {
         match waiter {

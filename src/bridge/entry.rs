@@ -116,7 +116,7 @@ impl Entry {
             data = format!("<{} bytes: {data}...>", bytes.len());
         }
         let (index, term, timestamp) = (self.index, self.term, self.timestamp());
-        Ok(format!("Entry(index={index}, term={term}, data={data}, timestamp={timestamp})"))
+        Ok(format!("Entry(index={index}, term={term}, data={data}, timestamp={timestamp:?})"))
     }
 
     /// The arguments that make an equal entry, for pickle and copy.
