@@ -6,7 +6,7 @@
 //! | [`storage`] | the fsynced log and its memory twin |
 //! | [`transport`] | wire format, TCP |
 //! | [`driver`] | a tokio thread that runs the engine's effects, and the thread that keeps its log |
-//! | `bridge` | the Python classes |
+//! | [`bridge`] | the Python classes |
 
 pub mod engine;
 pub mod storage;
@@ -15,3 +15,6 @@ pub mod storage;
 pub mod driver;
 #[cfg(feature = "driver")]
 pub mod transport;
+
+#[cfg(feature = "python")]
+pub mod bridge;

@@ -1,0 +1,73 @@
+//! Python's exceptions, and what each failure means for the call that it ends.
+
+#![allow(missing_docs)] // import_exception! leaves no room for them; they are documented in python/aioraft/_errors.py
+
+use pyo3::import_exception;
+use pyo3::prelude::*;
+
+use crate::driver::port::Failure;
+
+import_exception!(aioraft._errors, RaftError);
+import_exception!(aioraft._errors, ConfigError);
+import_exception!(aioraft._errors, FatalError);
+import_exception!(aioraft._errors, NodeClosedError);
+import_exception!(aioraft._errors, NotCommittedError);
+import_exception!(aioraft._errors, ProposalTimeoutError);
+import_exception!(aioraft._errors, ProposalTooLargeError);
+import_exception!(aioraft._errors, OutcomeUnknownError);
+import_exception!(aioraft._errors, AppliedWithoutResultError);
+import_exception!(aioraft._errors, ApplyError);
+import_exception!(aioraft._errors, ReadTimeoutError);
+import_exception!(aioraft._errors, Compacted);
+import_exception!(aioraft._errors, ReentrantCallError);
+import_exception!(aioraft._errors, WrongLoopError);
+
+/// What a proposal's waiter gets for `failure`.
+pub fn of_proposal(failure: Failure) -> PyErr {
+    match failure {
+        Failure::TimedOutUnsent { reason } => ProposalTimeoutError::new_err(format!(
+            "the deadline passed before the proposal left this node ({reason}): it is not committed, propose it again"
+        )),
+        Failure::TimedOut => OutcomeUnknownError::new_err(
+            "the deadline passed while the proposal was under way: it may be applied, now or later; read the state \
+             after `read_barrier()` before proposing it again",
+        ),
+        Failure::Refused { reason } => NotCommittedError::new_err(reason),
+        Failure::AppliedWithoutResult { index } => AppliedWithoutResultError::new_err((
+            format!(
+                "the proposal was applied once, at or before index {index}, but this node learned of it from a \
+                 snapshot, which holds no results: read the state instead of proposing it again"
+            ),
+            index,
+        )),
+        Failure::ClosedUnsent => closed(Some(false)),
+        Failure::Closed => closed(None),
+    }
+}
+
+/// What the waiter of a read gets for `failure`; nothing was proposed.
+pub fn of_read(failure: Failure) -> PyErr {
+    match failure {
+        Failure::TimedOutUnsent { reason } => {
+            ReadTimeoutError::new_err(format!("the deadline of the read passed ({reason}): read again"))
+        }
+        Failure::TimedOut => ReadTimeoutError::new_err(
+            "the deadline of the read passed before a majority had answered: check that a majority of members is up, \
+             and read again",
+        ),
+        Failure::Refused { reason } => RaftError::new_err(reason),
+        Failure::AppliedWithoutResult { index } => {
+            RaftError::new_err(format!("the read was overtaken by a snapshot at index {index}: read again"))
+        }
+        Failure::ClosedUnsent | Failure::Closed => closed(Some(false)),
+    }
+}
+
+/// The node was closed while a call was under way; `committed` as for `NodeClosedError`.
+pub fn closed(committed: Option<bool>) -> PyErr {
+    let message = match committed {
+        Some(_) => "the node was closed before the call left it: nothing is committed",
+        None => "the node was closed while the call was under way: a proposal may or may not be applied",
+    };
+    NodeClosedError::new_err((message, committed))
+}

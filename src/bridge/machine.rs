@@ -1,0 +1,134 @@
+//! Calls the user's state machine.
+
+use pyo3::exceptions::{PyException, PyMemoryError, PyOSError, PyRecursionError};
+use pyo3::prelude::*;
+use pyo3::types::PyList;
+use pyo3::PyTraverseError;
+
+use super::entry::Entry;
+use super::errors::ApplyError;
+use crate::driver::port::Applied;
+
+/// Entries given to `apply_batch` at once, at most: enough to spread a transaction's cost, few enough to come back.
+pub const BATCH: usize = 256;
+
+/// The user's state machine.
+pub struct Machine {
+    object: Py<PyAny>,
+    // `apply` or `apply_batch`.
+    call: Py<PyAny>,
+    is_batch: bool,
+}
+
+/// What `apply` made of one entry: its return value, or the exception that is its result.
+pub type Outcome<'py> = Result<Bound<'py, PyAny>, PyErr>;
+
+/// The entry is not applied, and this node must not go on.
+pub struct Poisoned {
+    /// The sentence for `FatalError`.
+    pub message: String,
+    /// What was raised.
+    pub cause: Option<PyErr>,
+}
+
+impl Machine {
+    /// Calls `object.apply`, or `object.apply_batch` if `is_batch`.
+    pub fn new(object: &Bound<'_, PyAny>, is_batch: bool) -> PyResult<Self> {
+        let call = object.getattr(if is_batch { "apply_batch" } else { "apply" })?.unbind();
+        Ok(Self { object: object.clone().unbind(), call, is_batch })
+    }
+
+    /// Whether it takes several entries a call.
+    pub fn is_batch(&self) -> bool {
+        self.is_batch
+    }
+
+    /// Applies one entry.
+    ///
+    /// An `Exception` is a result, the same on every replica. What depends on the replica (no memory, no stack, a
+    /// failing system call) and what is not meant for `apply` (KeyboardInterrupt) is not: the entry stays unapplied.
+    pub fn apply<'py>(&self, py: Python<'py>, applied: &Applied) -> Result<Outcome<'py>, Poisoned> {
+        let entry = Bound::new(py, Entry::from_applied(py, applied)).map_err(|error| no_entry(applied.index, error))?;
+        match self.call.bind(py).call1((entry,)) {
+            Ok(value) => Ok(Ok(value)),
+            Err(error) if is_result(py, &error) => Ok(Err(error)),
+            Err(error) => Err(poisoned(py, "apply", applied.index, error)),
+        }
+    }
+
+    /// Applies several entries; one outcome for each.
+    pub fn apply_batch<'py>(&self, py: Python<'py>, batch: &[Applied]) -> Result<Vec<Outcome<'py>>, Poisoned> {
+        let first = batch.first().map_or(0, |applied| applied.index);
+        let entries = batch.iter().map(|applied| Entry::from_applied(py, applied));
+        let entries = PyList::new(py, entries.collect::<Vec<_>>()).map_err(|error| no_entry(first, error))?;
+        let returned =
+            self.call.bind(py).call1((entries,)).map_err(|error| poisoned(py, "apply_batch", first, error))?;
+        let outcomes = returned.try_iter().and_then(Iterator::collect::<PyResult<Vec<_>>>);
+        let outcomes = outcomes.map_err(|error| poisoned(py, "apply_batch", first, error))?;
+        if outcomes.len() != batch.len() {
+            let (found, wanted) = (outcomes.len(), batch.len());
+            let message = format!(
+                "apply_batch returned {found} results for {wanted} entries from index {first}, so it is unknown which \
+                 of them count; this node has stopped: make it return one result or exception for each entry"
+            );
+            return Err(Poisoned { message, cause: None });
+        }
+        let mut sorted = Vec::with_capacity(outcomes.len());
+        for (outcome, applied) in outcomes.into_iter().zip(batch) {
+            if !outcome.is_instance_of::<pyo3::exceptions::PyBaseException>() {
+                sorted.push(Ok(outcome));
+                continue;
+            }
+            let error = PyErr::from_value(outcome);
+            if !is_result(py, &error) {
+                return Err(poisoned(py, "apply_batch", applied.index, error));
+            }
+            sorted.push(Err(error));
+        }
+        Ok(sorted)
+    }
+
+    /// For the garbage collector.
+    pub fn traverse(&self, visit: pyo3::PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.object)?;
+        visit.call(&self.call)
+    }
+}
+
+/// What the proposer gets for an exception in `apply`.
+pub fn apply_error(py: Python<'_>, index: u64, cause: PyErr) -> PyErr {
+    let message =
+        format!("apply raised {} for the entry at index {index}; the entry counts as applied", brief(py, &cause));
+    let error = ApplyError::new_err((message, index));
+    error.set_cause(py, Some(cause));
+    error
+}
+
+/// "ValueError('no such sku')", and never an error itself.
+fn brief(py: Python<'_>, error: &PyErr) -> String {
+    match error.value(py).repr() {
+        Ok(text) => text.to_string(),
+        Err(_) => error.get_type(py).name().map_or_else(|_| "an exception".to_owned(), |name| name.to_string()),
+    }
+}
+
+fn is_result(py: Python<'_>, error: &PyErr) -> bool {
+    error.is_instance_of::<PyException>(py)
+        && !error.is_instance_of::<PyOSError>(py)
+        && !error.is_instance_of::<PyMemoryError>(py)
+        && !error.is_instance_of::<PyRecursionError>(py)
+}
+
+fn poisoned(py: Python<'_>, method: &str, index: u64, error: PyErr) -> Poisoned {
+    let message = format!(
+        "{method} raised {} for index {index}, which other replicas may not; the entry is not applied here and this \
+         node has stopped: remove the cause and start it again",
+        brief(py, &error)
+    );
+    Poisoned { message, cause: Some(error) }
+}
+
+fn no_entry(index: u64, error: PyErr) -> Poisoned {
+    let message = format!("the entry at index {index} could not be made for apply; this node has stopped");
+    Poisoned { message, cause: Some(error) }
+}
