@@ -122,6 +122,7 @@ impl Node {
         };
         let next = node.members.borrow().formation.next_stage();
         node.store_stage(next);
+        node.publish_status();
         let NodeRecord { boot, identity, .. } = node.members.borrow().record.clone();
         tracing::info!(node = node.id, boot, identity = %format!("{identity:032x}"), "node {} started", node.id);
         Ok(node)

@@ -57,8 +57,6 @@ pub struct Tuning {
     pub max_unapplied_bytes: usize,
     /// Bytes of entries kept in memory for peers and readers.
     pub entry_cache_bytes: usize,
-    /// Size of the log's files.
-    pub log_segment_bytes: u64,
     /// Listen beyond loopback though nothing is encrypted.
     pub insecure: bool,
 }

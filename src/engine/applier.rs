@@ -80,11 +80,6 @@ impl Applier {
         self.skipped.len() as u64
     }
 
-    /// Everybody's sessions.
-    pub fn sessions(&self) -> &Sessions {
-        &self.sessions
-    }
-
     /// Passes over an entry that is none of the application's.
     pub fn pass(&mut self, index: u64) {
         if self.fresh_through + 1 == index {

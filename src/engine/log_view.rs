@@ -107,11 +107,6 @@ impl LogView {
         &self.hard_state
     }
 
-    /// The members.
-    pub fn conf_state(&self) -> &ConfState {
-        &self.conf_state
-    }
-
     /// Index of the entry before the first.
     pub fn truncated_index(&self) -> u64 {
         self.truncated.0

@@ -111,6 +111,7 @@ impl Proposals {
     }
 
     /// The lowest number not yet resolved.
+    #[cfg(test)]
     pub fn floor(&self) -> u64 {
         self.floor
     }

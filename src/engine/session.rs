@@ -52,6 +52,7 @@ impl Sessions {
     }
 
     /// The highest boot and floor seen of an origin.
+    #[cfg(test)]
     pub fn of(&self, origin: NodeId) -> Option<(u64, u64)> {
         self.origins.get(&origin).map(|session| (session.boot, session.floor))
     }

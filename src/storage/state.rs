@@ -6,7 +6,7 @@ use super::{GroupState, GroupWrite, StorageError, TermRun};
 
 /// What a write does to the entries that were there before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Change {
+pub(crate) struct Change {
     /// All entries go (the log was replaced by a snapshot that it does not contain).
     pub reset: bool,
     /// Entries below this index go.
@@ -21,7 +21,7 @@ impl GroupState {
     /// Takes a write in, or refuses it.
     ///
     /// After a refusal the state is half changed: the log has stopped by then, and nobody looks at it.
-    pub(super) fn apply(&mut self, write: &GroupWrite) -> Result<Change, StorageError> {
+    pub(crate) fn apply(&mut self, write: &GroupWrite) -> Result<Change, StorageError> {
         let mut change = Change::default();
         if let Some(truncated) = write.truncated {
             self.truncate(write, truncated, &mut change)?;
