@@ -22,7 +22,7 @@ async def test_a_wait_cancelled_before_and_after_the_entry_arrives_loses_nothing
             await anext(commits)
     core.apply(b"1")
     core.read_gate = asyncio.get_running_loop().create_future()
-    waiting = asyncio.create_task(anext(commits))  # type: ignore[arg-type]
+    waiting = asyncio.create_task(anext(commits))
     await settle()
     core.read_gate.set_result(None)
     waiting.cancel()  # the entry was on its way
@@ -48,7 +48,7 @@ async def test_entries_and_batches_share_the_cursor() -> None:
 
 async def test_one_task_at_a_time() -> None:
     commits = aioraft.Commits(StubCore().as_core(), 0)
-    waiting = asyncio.create_task(anext(commits))  # type: ignore[arg-type]
+    waiting = asyncio.create_task(anext(commits))
     await settle()
     with pytest.raises(aioraft.ReentrantCallError, match="make one for each"):
         await anext(commits)

@@ -22,7 +22,7 @@ async def test_leadership_is_latched() -> None:
     core.lead(2, 3, leading=False)
     assert await anext(changes) == aioraft.Leadership(2, 3)
     core.lead(2, 3, leading=True)  # caught up: no change of leader
-    waiting = asyncio.create_task(anext(changes))  # type: ignore[arg-type]
+    waiting = asyncio.create_task(anext(changes))
     await settle()
     assert not waiting.done()
     waiting.cancel()

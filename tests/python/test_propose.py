@@ -92,7 +92,8 @@ async def test_what_is_too_long_is_refused() -> None:
 async def test_every_kind_of_bytes_is_taken() -> None:
     async with Cluster(1, Adder) as cluster:
         (node,) = cluster.nodes
-        for total, data in enumerate((b"1", bytearray(b"1"), memoryview(b"1")), start=1):
+        kinds: list[aioraft.Data] = [b"1", bytearray(b"1"), memoryview(b"1")]
+        for total, data in enumerate(kinds, start=1):
             assert await node.propose(data) == total
         with pytest.raises(TypeError):
             await node.propose("1")  # type: ignore[arg-type]

@@ -80,5 +80,5 @@ def the_errors(error: aioraft.RaftError) -> None:
 
 def refused(node: aioraft.Node[int]) -> None:
     node.propose("text")  # type: ignore[arg-type, unused-coroutine] # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
-    aioraft.Config(1.0)  # type: ignore[misc] # pyright: ignore[reportCallIssue]
+    aioraft.Config(1.0)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
     aioraft.StateMachine[int]()  # type: ignore[abstract] # pyright: ignore[reportAbstractUsage]
