@@ -43,6 +43,7 @@ class Process:
     def __init__(self, number: int, members: dict[int, str], folder: pathlib.Path) -> None:
         self.number = number
         self.ready = False
+        self.is_killed = False
         self.note = "starting"
         self.in_flight: dict[int, str] = {}
         self.status: dict[str, Any] = {}
@@ -55,6 +56,7 @@ class Process:
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
+        self.is_killed = False
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -81,6 +83,7 @@ class Process:
 
     async def kill(self) -> None:
         assert self._process is not None
+        self.is_killed = True
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGKILL)
         await self._process.wait()
@@ -184,7 +187,7 @@ class Demo:
                     self._done.add(number)
             process.finished = message.get("finished", process.finished)
             self._changed.set()
-        if process is not self._killed:
+        if not process.is_killed:
             raise Failed(f"node {process.number} ended by itself; its log is {process.log}")
 
     def _half_way(self) -> bool:
@@ -263,8 +266,8 @@ class Table:
             self._before[place] = process.done_total
             status = process.status
             rows.append(
-                f"{process.number:>4} {status.get('role', '-'):<14}{status.get('term', '-'):>5}{status.get('commit', '-'):>9}"
-                f"{status.get('python_applied', '-'):>9}{rate:>13,.0f}  {process.note}"
+                f"{process.number:>4} {status.get('role', '-'):<14}{status.get('term', '-'):>5}"
+                f"{status.get('commit', '-'):>9}{status.get('python_applied', '-'):>9}{rate:>13,.0f}  {process.note}"
             )
         rows.append(progress)
         self._drawn_at = now
@@ -319,7 +322,7 @@ async def play(lines: list[str], folder: pathlib.Path, out: pathlib.Path | None)
             for process in processes:
                 await process.start()
             await demo.run()
-        except* Failed as group:
+        except ExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
             showing.cancel()

@@ -2,7 +2,7 @@
 
 It speaks JSON lines with `demo.py`, which starts three of it. On standard input:
 
-    {"lines": [[number, text, again], ...]}     propose these; `again`: another process may have proposed it before it died
+    {"lines": [[number, text, again], ...]}     propose these; `again`: one that died may have proposed it too
     {"finish": "FILE" or null}                  wait for everything committed, write the state to FILE, report it
 
 and on standard output `{"ready": true}` once, `{"report": ...}` several times a second, `{"finished": ...}`.
@@ -29,10 +29,10 @@ REPORT_INTERVAL_S = 0.05
 class Tally(aioraft.StateMachine[int]):
     """Counts words. A command is a JSON list [line number, text, again]; its result is the term it was committed in.
 
-    aioraft applies what a process proposes exactly once, as long as that process lives. When a process is killed, no one
-    knows which of its unanswered lines are in the log; whoever proposes them again says so, and a line that was proposed
-    `again` counts once, whichever copy comes first. Lines not marked so are *not* filtered here: if aioraft applied one
-    twice, the count would be wrong.
+    aioraft applies what a process proposes exactly once, as long as that process lives. When it is killed, no one knows
+    which of its unanswered lines are in the log; whoever proposes them again says so, and a line that was proposed
+    `again` counts once, whichever copy comes first. Lines not marked so are *not* filtered here: if aioraft applied
+    one twice, the count would be wrong.
     """
 
     def __init__(self) -> None:

@@ -8,14 +8,22 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, cast, overload
 
 from ._commits import Commits
 from ._config import Config
 from ._core import Core
-from ._errors import ConfigError, NodeClosedError, ProposalTimeoutError, RaftError, ReadTimeoutError
+from ._errors import (
+    ConfigError,
+    FatalError,
+    NodeClosedError,
+    ProposalTimeoutError,
+    ProposalTooLargeError,
+    RaftError,
+    ReadTimeoutError,
+)
 from ._leadership import Leadership, LeadershipChanges, Leading
 from ._listen import bind, check_socket
 from ._members import check_cluster, check_id, check_members, parse_address
@@ -249,14 +257,15 @@ class Node(Generic[R]):
 
         There is no order and no atomicity among the items: each is a proposal of its own and may fail by itself.
         With `return_exceptions` a failed item's place holds its exception; otherwise, when all have ended, the first
-        failed item's exception is raised, and says nothing of the others.
+        failed item's exception is raised, and says nothing of the others. What is wrong with the whole call (an item
+        that is too long or no bytes, no room in time, a closed node) is raised at once, with nothing proposed.
 
         `timeout` (for all together), errors and cancellation as with `propose`.
         """
         core = self._core
         if timeout is _AS_IN_CONFIG:
             timeout = self._propose_timeout
-        results = await _propose_slices(core, list(items), timeout)
+        results = await _propose_slices(core, list(items), timeout, self._config.max_entry_bytes)
         if not return_exceptions:
             failed = [result for result in results if isinstance(result, RaftError)]
             if failed:
@@ -413,46 +422,52 @@ async def _room(core: Core, timeout: float | None) -> float | None:
     return None if timeout is None else max(0.0, timeout - (loop.time() - start))
 
 
-async def _propose_slices(core: Core, items: list[Data], timeout: float | None) -> list[Any]:
+async def _propose_slices(core: Core, items: list[Data], timeout: float | None, max_entry_bytes: int) -> list[Any]:
     """Hand `items` over as room allows; one result or exception for each."""
+    slices = _slices(items, max_entry_bytes)
     loop = asyncio.get_running_loop()
     end = math.inf if timeout is None else loop.time() + timeout
     sent: list[asyncio.Future[list[Any]]] = []
-    failed: list[RaftError] = []
-    left = timeout
+    unsent: list[RaftError] = []
     try:
-        for part in _slices(items):
-            if failed:
-                failed += failed[:1] * len(part)
+        for part in slices:
+            if unsent:
+                unsent += unsent[:1] * len(part)
                 continue
+            left = None if timeout is None else max(0.0, end - loop.time())
             try:
-                left = None if timeout is None else max(0.0, end - loop.time())
                 if core.full:
                     left = await _room(core, left)
                 sent.append(core.propose_many(part, left))
-            except RaftError as error:
-                failed += [error] * len(part)
+            except (ProposalTimeoutError, NodeClosedError, FatalError) as error:
+                if not sent:
+                    raise
+                unsent += [error] * len(part)
         results: list[Any] = []
         for future in sent:
             results += await future
-        return results + failed
+        return results + unsent
     finally:
         for future in sent:
-            future.cancel()  # a no-op unless this call was cancelled or has failed
+            future.cancel()  # changes nothing unless this call was cancelled
 
 
-def _slices(items: list[Data]) -> Iterator[list[Data]]:
+def _slices(items: list[Data], max_entry_bytes: int) -> list[list[Data]]:
     if len(items) <= _SLICE_ITEMS and sum(map(len, items)) <= _SLICE_BYTES:
-        if items:
-            yield items
-        return
-    part: list[Data] = []
-    size = 0
-    for item in items:
-        part.append(item)
-        size += len(item)
-        if len(part) >= _SLICE_ITEMS or size >= _SLICE_BYTES:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part
+        return [items] if items else []
+    # The core refuses a slice as a whole; so that it can be said of the call, every item is looked at first.
+    sizes = [memoryview(item).nbytes for item in items]
+    if max(sizes) > max_entry_bytes:
+        raise ProposalTooLargeError(
+            f"an item has {max(sizes)} bytes, and Config.max_entry_bytes = {max_entry_bytes}: nothing was proposed; "
+            "split it, or raise the limit on all nodes"
+        )
+    slices: list[list[Data]] = [[]]
+    slice_bytes = 0
+    for item, size in zip(items, sizes, strict=True):
+        if len(slices[-1]) >= _SLICE_ITEMS or slice_bytes >= _SLICE_BYTES:
+            slices.append([])
+            slice_bytes = 0
+        slices[-1].append(item)
+        slice_bytes += size
+    return slices

@@ -21,6 +21,7 @@ class StubCore:
         self.read_gate: asyncio.Future[None] | None = None
         self.leadership: tuple[int, int, int | None, int | None] = (1, 0, None, None)
         self.full = False
+        self.fills_up = False  # at each propose_many
         self.proposed: list[bytes] = []
         self._waits: list[asyncio.Future[None]] = []
 
@@ -78,6 +79,7 @@ class StubCore:
             failed = item.startswith(b"!")
             results.append(aioraft.NotCommittedError(f"{item!r}") if failed else len(self.proposed))
         future.set_result(results)
+        self.full = self.fills_up
         return future
 
     def _wait(self) -> asyncio.Future[None]:

@@ -38,12 +38,38 @@ async def test_no_room_in_time_means_not_committed() -> None:
     node = node_over(core)
     with pytest.raises(aioraft.ProposalTimeoutError, match=r"waited 0\.01 s for room"):
         await node.propose(b"1", timeout=0.01)
-    results = await node.propose_many([b"1", b"2"], timeout=0.01, return_exceptions=True)
-    assert [type(one) for one in results] == [aioraft.ProposalTimeoutError] * 2
+    with pytest.raises(aioraft.ProposalTimeoutError):
+        await node.propose_many([b"1", b"2"], timeout=0.01, return_exceptions=True)
     with pytest.raises(TimeoutError) as caught:
         async with asyncio.timeout(0.01):
             await node.propose(b"1", timeout=None)
     assert not isinstance(caught.value, aioraft.RaftError)
+    assert core.proposed == []
+
+
+async def test_a_long_list_waits_for_room_part_by_part() -> None:
+    core = StubCore()
+    node = node_over(core)
+    core.fills_up = True
+    waiting = asyncio.create_task(node.propose_many([b"1"] * 3000, timeout=0.05, return_exceptions=True))
+    await settle()
+    assert len(core.proposed) == 1024
+    core.make_room()
+    await settle()
+    assert len(core.proposed) == 2048
+    results = await waiting
+    assert results[:2048] == list(range(1, 2049))
+    assert {type(one) for one in results[2048:]} == {aioraft.ProposalTimeoutError}
+    assert len(results) == 3000
+
+
+async def test_a_bad_item_refuses_the_whole_list() -> None:
+    core = StubCore()
+    node = node_over(core)
+    with pytest.raises(aioraft.ProposalTooLargeError, match="nothing was proposed"):
+        await node.propose_many([b"1"] * 2000 + [bytes(9 << 20)])
+    with pytest.raises(TypeError):
+        await node.propose_many([b"1"] * 2000 + ["text"])  # type: ignore[list-item]
     assert core.proposed == []
 
 
