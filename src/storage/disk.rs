@@ -65,6 +65,7 @@ use self::files::LogFiles;
 use self::guard::{Guard, GuardFile};
 use self::purge::PurgePlan;
 use self::reader::DiskReader;
+use self::records::Record;
 use self::store::Store;
 use self::writer::DiskWriter;
 use super::{GroupState, Opened, StorageError, MAX_GROUP};
@@ -258,7 +259,7 @@ fn read_group(store: &Store, group: GroupId) -> Result<GroupState, StorageError>
     Ok(state)
 }
 
-fn scan(store: &Store, group: GroupId) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StorageError> {
+fn scan(store: &Store, group: GroupId) -> Result<Vec<Record>, StorageError> {
     let mut found = Vec::new();
     store
         .peek(|engine| {
