@@ -96,11 +96,7 @@ pub(super) fn read_number(place: &Path, group: GroupId, record: &[u8]) -> Result
 }
 
 /// All records of a group, as they were found.
-pub(super) fn read_group(
-    place: &Path,
-    group: GroupId,
-    records: &[Record],
-) -> Result<GroupState, StorageError> {
+pub(super) fn read_group(place: &Path, group: GroupId, records: &[Record]) -> Result<GroupState, StorageError> {
     let damaged = |what: &str| StorageError::damaged(place, format!("the {what} of group {group} cannot be read"));
     let mut state = GroupState::default();
     let mut bounds = false;
