@@ -31,7 +31,7 @@
 //!    group's bounds are compared with what it recovered.
 //! 5. A gap is accepted, and then no reopening succeeds: `GroupState::apply` refuses it before the write.
 //! 6. Directory entries are not synced: `open` does it.
-//! 7. It keeps 10 GB before it purges: [`Options::default`] says 256 MiB, and `disk/purge.rs` when.
+//! 7. It keeps 10 GB before it purges: `Options::default` says 256 MiB, and `disk/purge.rs` when.
 //! 8. Its block cache mixes up logs that one thread reads: `disk/marks.rs`.
 //! 9. `Engine::sync` does nothing (it writes an empty batch, which returns early): we never call it; a batch of ours is
 //!    never empty, for it carries its sequence number.
