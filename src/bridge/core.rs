@@ -18,6 +18,7 @@ use super::futures::Futures;
 use super::latch::View;
 use super::logging::{LogQueue, Loggers, RaftDrain, Subscriber};
 use super::machine::Machine;
+use super::outbox::Next;
 use super::owner::{Owner, Stranger};
 use super::settings::{duration, Settings};
 use super::start::{start_driver, Listen, Options};
@@ -181,20 +182,29 @@ impl Core {
     /// applied). Cancelling stops the waiting, not the proposal.
     #[pyo3(signature = (data: "bytes | bytearray | memoryview", timeout: "float | None") -> "asyncio.Future[typing.Any]")]
     fn propose<'py>(
-        &self,
-        py: Python<'py>,
+        slf: &Bound<'py, Self>,
         data: &Bound<'py, PyAny>,
         timeout: Option<f64>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        self.check_call(py)?;
-        let command = payload::copy(data, self.settings.tuning.max_entry_bytes)?;
+        let (py, this) = (slf.py(), slf.get());
+        this.check_call(py)?;
+        let command = payload::copy(data, this.settings.tuning.max_entry_bytes)?;
         let deadline_ns = deadline(timeout)?;
-        let port = self.running()?;
-        let future = self.futures.create(py)?;
+        let port = this.running()?;
+        let future = this.futures.create(py)?;
         let bytes = command.payload().len();
         let waiter = Waiter::Proposal(future.clone().unbind(), bytes);
-        let token = self.state.lock().add_proposal(waiter, bytes);
-        port.inbox.propose(Proposal { token, command, deadline_ns });
+        let next = {
+            let mut state = this.state.lock();
+            let token = state.add_proposal(waiter, bytes);
+            state.outbox.put(Proposal { token, command, deadline_ns })
+        };
+        match next {
+            Next::Wait => (),
+            Next::Schedule => this.schedule_flush(slf),
+            Next::Send(proposal) => port.inbox.propose(proposal),
+            Next::SendAll(proposals) => port.inbox.propose_many(proposals),
+        }
         Ok(future)
     }
 
@@ -383,8 +393,8 @@ impl Core {
             state.drain_until = until;
         }
         drop(state);
-        if let (true, Some(port)) = (is_asked, this.port.get()) {
-            port.inbox.request(Request::Close { drain });
+        if is_asked {
+            this.ask_to_close(drain);
         }
         Ok(future)
     }
@@ -408,6 +418,13 @@ impl Core {
         slf.get().check_owner()?;
         drain::run(slf)?;
         Self::_reap_if_stopped(slf)
+    }
+
+    /// Called by the loop when the tasks that may propose together have run.
+    fn _flush(&self) -> PyResult<()> {
+        self.check_owner()?;
+        self.flush();
+        Ok(())
     }
 
     /// Called by the loop until the driver's thread has ended.
@@ -491,9 +508,13 @@ impl Core {
     /// Whether it is this node's loop that runs here.
     fn check_loop(&self, py: Python<'_>) -> PyResult<()> {
         self.check_owner()?;
+        // Only one loop runs in a thread at a time.
+        if self.futures.is_loop_running(py)? {
+            return Ok(());
+        }
         let running = self.running_loop.bind(py).call0()?;
         // No running loop: a callback of another kind, or code between two runs. Its futures are still this loop's.
-        if running.is(self.futures.event_loop(py)) || running.is_none() {
+        if running.is_none() || running.is(self.futures.event_loop(py)) {
             return Ok(());
         }
         Err(WrongLoopError::new_err(format!(
@@ -530,6 +551,30 @@ impl Core {
         state.room_left(self.settings.max_pending_proposals, self.settings.max_pending_bytes)
     }
 
+    /// Has the loop call `_flush` behind what is ready to run.
+    pub(super) fn schedule_flush(&self, this: &Bound<'_, Self>) {
+        let event_loop = self.futures.event_loop(this.py());
+        let scheduled = this.getattr("_flush").and_then(|flush| event_loop.call_method1("call_soon", (flush,)));
+        if scheduled.is_err() {
+            self.flush();
+        }
+    }
+
+    fn flush(&self) {
+        let proposals = self.state.lock().outbox.flush();
+        if let (false, Some(port)) = (proposals.is_empty(), self.port.get()) {
+            port.inbox.propose_many(proposals);
+        }
+    }
+
+    /// Asks the driver to end, behind everything that was proposed.
+    fn ask_to_close(&self, drain: Duration) {
+        self.flush();
+        if let Some(port) = self.port.get() {
+            port.inbox.request(Request::Close { drain });
+        }
+    }
+
     /// Until the guard is dropped, calls that wait are refused.
     pub(super) fn enter_apply(&self) -> InsideApply<'_> {
         self.is_applying.store(true, Ordering::Relaxed);
@@ -539,9 +584,7 @@ impl Core {
     /// This node stops by itself: every call fails now, and the driver is told to end.
     pub(super) fn give_up(&self, py: Python<'_>, message: String, cause: Option<PyErr>) {
         self.fail_all(py, Some((message, cause)));
-        if let Some(port) = self.port.get() {
-            port.inbox.request(Request::Close { drain: Duration::ZERO });
-        }
+        self.ask_to_close(Duration::ZERO);
         let mut state = self.state.lock();
         if state.phase == Phase::Running {
             state.phase = Phase::Closing;

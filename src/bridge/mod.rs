@@ -7,6 +7,7 @@
 //! | [`machine`] | calls the user's state machine and sorts what it returns and raises |
 //! | [`state`], [`slab`], [`cursor_waiters`], [`latch`] | who waits for what |
 //! | [`futures`] | asyncio futures: made, resolved, failed |
+//! | [`outbox`] | gathers proposals that are made together into one batch |
 //! | [`bell`] | wakes the loop: an eventfd that it watches, or a thread that calls `call_soon_threadsafe` |
 //! | [`owner`] | tells whether a call comes from the thread and process that a node belongs to |
 //! | [`entry`] | `Entry` |
@@ -30,6 +31,7 @@ pub mod futures;
 pub mod latch;
 pub mod logging;
 pub mod machine;
+pub mod outbox;
 pub mod owner;
 pub mod payload;
 pub mod settings;
