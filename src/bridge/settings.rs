@@ -30,7 +30,6 @@ impl Settings {
                 max_uncommitted_bytes: config.getattr("max_uncommitted_bytes")?.extract()?,
                 max_unapplied_bytes: config.getattr("max_unapplied_bytes")?.extract()?,
                 entry_cache_bytes: config.getattr("entry_cache_bytes")?.extract()?,
-                log_segment_bytes: config.getattr("log_segment_bytes")?.extract()?,
                 insecure: config.getattr("insecure")?.extract()?,
             },
             max_pending_proposals: config.getattr("max_pending_proposals")?.extract()?,

@@ -1,4 +1,71 @@
 //! The real world round the engine: a tokio thread that runs its effects, and a thread that keeps its log.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`port`] | the two queues between the driver and the application beside it |
+//! | [`options`] | what a node is started with |
+//! | `start` | from options to a node that listens |
+//! | `node` | the driver's loop: one round is one batch |
+//! | `persister` | the thread that keeps the log |
+//! | `gate` | who may connect |
+//! | `identity` | the node's own record |
+//! | [`clock`] | the only place where clocks are read |
 
 pub mod clock;
+mod gate;
+mod identity;
+mod node;
+pub mod options;
+mod persister;
 pub mod port;
+mod start;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+pub use options::{Listen, Options, SpawnError, Spawned, Tuning};
+use port::{Completion, Completions, Cursor, Fatal, Inbox, Port, Status, Wake};
+
+/// Wakes the driver's loop.
+struct WakeDriver(Arc<Notify>);
+
+impl Wake for WakeDriver {
+    fn wake(&self) {
+        self.0.notify_one();
+    }
+}
+
+/// Starts a node on a thread of its own. What becomes of the start is told as a completion:
+/// [`Completion::Listening`], or [`Completion::Stopped`].
+///
+/// # Errors
+/// The system gives no thread.
+pub fn spawn(options: Options, application: Box<dyn Wake>) -> Result<Spawned, SpawnError> {
+    let wake = Arc::new(Notify::new());
+    let port = Port {
+        inbox: Arc::new(Inbox::new(Box::new(WakeDriver(wake.clone())))),
+        completions: Arc::new(Completions::new(application)),
+        cursor: Arc::new(Cursor::default()),
+        status: Arc::new(Mutex::new(Status { id: options.id, role: "forming", ..Default::default() })),
+    };
+    let theirs = port.clone();
+    let thread = std::thread::Builder::new().name(format!("aioraft-{}", options.id)).spawn(move || {
+        let _logging = tracing::dispatcher::set_default(&options.dispatch.clone());
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                let message = format!("the node's runtime cannot be started: {error}");
+                theirs.completions.push(&mut vec![Completion::Stopped { fatal: Some(Fatal { message }) }]);
+                return;
+            }
+        };
+        tokio::task::LocalSet::new().block_on(&runtime, node::run(options, theirs, wake));
+        // A name lookup may hang on the blocking pool; it is not waited for.
+        runtime.shutdown_background();
+    })?;
+    Ok(Spawned { port, thread })
+}

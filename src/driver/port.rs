@@ -15,9 +15,7 @@ use parking_lot::Mutex;
 
 use crate::engine::command::Command;
 use crate::engine::NodeId;
-
-/// Names one waiter of the application. Chosen by the application, never reused while it is pending.
-pub type Token = u64;
+pub use crate::engine::{Applied, Failure, Leadership, Token};
 
 /// A command on its way into the log.
 #[derive(Debug)]
@@ -54,45 +52,6 @@ pub enum Request {
         /// How long calls in flight may still take.
         drain: Duration,
     },
-}
-
-/// An entry that the engine has applied and the application's state machine is to see.
-#[derive(Clone, Debug)]
-pub struct Applied {
-    /// Its index in the log.
-    pub index: u64,
-    /// The term in which it was appended.
-    pub term: u64,
-    /// Header (timestamps among it) and payload.
-    pub command: Command,
-    /// Set on the node, and in the boot, that proposed it while its waiter is pending.
-    pub token: Option<Token>,
-}
-
-/// Why a call ended without a result, and what that means for its proposal.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// The deadline passed and nothing had left this process: not committed, and never will be.
-    TimedOutUnsent {
-        /// What it was waiting for.
-        reason: &'static str,
-    },
-    /// The deadline passed while the proposal was under way: it may or may not be applied.
-    TimedOut,
-    /// Refused before it entered the log: not committed, and never will be.
-    Refused {
-        /// Why, with what to do.
-        reason: String,
-    },
-    /// An installed snapshot contains it: applied exactly once, its result is gone.
-    AppliedWithoutResult {
-        /// It was applied at or before this index.
-        index: u64,
-    },
-    /// The node closed before the call left this process: not committed, and never will be.
-    ClosedUnsent,
-    /// The node closed while the call was under way: it may or may not be applied.
-    Closed,
 }
 
 /// Why the node stopped by itself.
@@ -149,17 +108,6 @@ pub enum Completion {
         /// `None` after [`Request::Close`].
         fatal: Option<Fatal>,
     },
-}
-
-/// Who leads, as far as this node knows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Leadership {
-    /// This node's current term.
-    pub term: u64,
-    /// The leader of that term, if known.
-    pub leader: Option<NodeId>,
-    /// This node leads in `term`, and this index must be applied by the application before it acts as leader.
-    pub leading_from: Option<u64>,
 }
 
 /// Wakes the other side; called from any thread, at most once per batch.

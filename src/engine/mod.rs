@@ -1,4 +1,34 @@
 //! The consensus core: sans-I/O, without tokio, pyo3, clocks, files or randomness of its own.
+//!
+//! [`Engine`] wraps raft-rs' `RawNode`. The world outside calls its `handle_*` methods with what happened, then
+//! [`Engine::poll`], and runs the [`Effect`]s that come out, in order. Two worlds do so: the driver's (tokio, files,
+//! TCP) and the tests', where a whole cluster fits in one thread.
+
+mod admission;
+mod applier;
+pub mod command;
+mod core;
+pub mod formation;
+mod log_view;
+mod persist;
+mod proposals;
+mod reads;
+mod session;
+#[cfg(test)]
+mod tests;
+mod time;
+
+use raft::eraftpb::Message;
+
+pub use self::admission::Refused;
+pub use self::applier::Batch as AppliedBatch;
+pub use self::core::{Engine, EngineStatus, PeerProgress, Settings};
+pub use self::persist::Persist;
+pub use self::reads::Reader;
+pub use self::session::WINDOW;
+pub use self::time::Now;
+use crate::storage::StorageError;
+use command::{Command, CommandError};
 
 /// Identifies a node for the whole life of its cluster; never reused.
 pub type NodeId = u64;
@@ -9,4 +39,135 @@ pub type GroupId = u64;
 /// The group that carries the application's commands.
 pub const APPLICATION_GROUP: GroupId = 1;
 
-pub mod command;
+/// Where every log begins: the bootstrap is one fixed snapshot at this (index, term) (rule M1).
+pub const BOOTSTRAP: (u64, u64) = (1, 1);
+
+/// Names one waiter of the application. Chosen by the application, never reused while it is pending.
+pub type Token = u64;
+
+/// What the world outside is to do, in order.
+#[derive(Debug)]
+pub enum Effect {
+    /// Send to `message.to`; messages to one peer keep their order. Tell [`Engine::handle_unreachable`] if that fails.
+    Send(Message),
+    /// Hand to the persist thread, which works in order and tells [`Engine::handle_persisted`].
+    Persist(Persist),
+    /// Send this command to the leader.
+    Forward {
+        /// The leader.
+        to: NodeId,
+        /// The command, with origin and floor.
+        command: Command,
+    },
+    /// Tell the origin that its forwarded commands were not appended.
+    Reject {
+        /// The origin.
+        to: NodeId,
+        /// Which, and why.
+        rejection: Rejection,
+    },
+    /// A call of the application failed.
+    Failed {
+        /// Whose.
+        token: Token,
+        /// How.
+        failure: Failure,
+    },
+    /// A barrier stands: resolve it once the application's cursor is at `index`.
+    Barrier {
+        /// Whose.
+        token: Token,
+        /// The read index.
+        index: u64,
+    },
+    /// The leader, the term, or this node's part in it changed.
+    Leadership(Leadership),
+}
+
+/// Forwarded commands that a node did not append.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rejection {
+    /// The origin's boot.
+    pub boot: u64,
+    /// Their numbers.
+    pub numbers: Vec<u64>,
+    /// Why.
+    pub reason: String,
+}
+
+/// An entry that the engine has applied and the application's state machine is to see.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    /// Its index in the log.
+    pub index: u64,
+    /// The term in which it was appended.
+    pub term: u64,
+    /// Header (timestamps among it) and payload.
+    pub command: Command,
+    /// Set on the node, and in the boot, that proposed it while its waiter is pending.
+    pub token: Option<Token>,
+}
+
+/// Why a call ended without a result, and what that means for its proposal (design decision 2, rules S4 and S5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The deadline passed and nothing had left this process: not committed, and never will be.
+    TimedOutUnsent {
+        /// What it was waiting for.
+        reason: &'static str,
+    },
+    /// The deadline passed while the proposal was under way: it may or may not be applied.
+    TimedOut,
+    /// Refused before it entered the log: not committed, and never will be.
+    Refused {
+        /// Why, with what to do.
+        reason: String,
+    },
+    /// An installed snapshot contains it: applied exactly once, its result is gone.
+    AppliedWithoutResult {
+        /// It was applied at or before this index.
+        index: u64,
+    },
+    /// The node closed before the call left this process: not committed, and never will be.
+    ClosedUnsent,
+    /// The node closed while the call was under way: it may or may not be applied.
+    Closed,
+}
+
+/// Who leads, as far as this node knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leadership {
+    /// This node's current term.
+    pub term: u64,
+    /// The leader of that term, if known.
+    pub leader: Option<NodeId>,
+    /// This node leads in `term`, and this index must be applied by the application before it acts as leader.
+    pub leading_from: Option<u64>,
+}
+
+/// Why the engine cannot go on; the node stops as a whole.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// The log cannot be read.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// raft-rs refuses to start.
+    #[error("raft-rs refused to go on: {0}")]
+    Raft(#[from] raft::Error),
+    /// An entry of a format that this build does not know.
+    #[error("entry {index} of the log cannot be applied: {source}")]
+    Entry {
+        /// Where it stands.
+        index: u64,
+        /// What is wrong with it.
+        source: CommandError,
+    },
+    /// A membership change, a snapshot: written by a newer build.
+    #[error("the log holds {what} at index {index}, which this version of aioraft does not know: upgrade this node")]
+    Unknown {
+        /// What it is.
+        what: &'static str,
+        /// Where it stands.
+        index: u64,
+    },
+}

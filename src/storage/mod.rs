@@ -11,6 +11,17 @@ use raft::eraftpb::{Entry, HardState};
 
 use crate::engine::GroupId;
 
+pub mod disk;
+pub mod memory;
+
+mod error;
+mod state;
+
+#[cfg(test)]
+mod conformance;
+
+pub use error::StorageError;
+
 /// What one group adds to a batch.
 #[derive(Clone, Debug, Default)]
 pub struct GroupWrite {
@@ -107,6 +118,32 @@ pub struct Opened {
     pub node_records: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
-/// Placeholder
-#[derive(Debug, thiserror::Error)]
-pub enum StorageError {}
+/// The highest id a group can have: the log keeps those above for itself.
+pub const MAX_GROUP: GroupId = GroupId::MAX - 16;
+
+fn check_group(group: GroupId) -> Result<(), StorageError> {
+    if group > MAX_GROUP {
+        return Err(StorageError::ReservedGroup { group, highest: MAX_GROUP });
+    }
+    Ok(())
+}
+
+/// Admits entries until their encoded size exceeds a limit; the first one always.
+struct ByteLimit {
+    left: u64,
+    any: bool,
+}
+
+impl ByteLimit {
+    fn new(max_bytes: u64) -> Self {
+        Self { left: max_bytes, any: false }
+    }
+
+    fn admits(&mut self, entry: &Entry) -> bool {
+        let bytes = prost::Message::encoded_len(entry) as u64;
+        let fits = bytes <= self.left || !self.any;
+        self.any = true;
+        self.left = self.left.saturating_sub(bytes);
+        fits
+    }
+}

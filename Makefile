@@ -1,0 +1,76 @@
+# Needs Rust, Python 3.11 with pip and venv, gcc and make. Everything else comes into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.dev-tools
+# A protoc generates raft's messages when cargo builds: the virtual environment's, whatever else is on PATH.
+export PROTOC := $(CURDIR)/$(BIN)/protoc
+export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-rust test-python verify fix bench stubs audit build venv wheel clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: build ## Three processes, their leader killed half-way (ARGS="--input FILE --out DIR")
+	@$(BIN)/python examples/demo.py $(ARGS)
+
+test: test-rust test-python ## All tests
+
+test-rust: venv
+	cargo test --no-default-features
+	cargo test --no-default-features --features driver
+
+test-python: build
+	$(BIN)/python -m pytest $(ARGS)
+
+verify: build ## Formats, lints, types and stubs; changes nothing
+	cargo fmt --check
+	cargo clippy --all-targets --no-default-features -- -D warnings
+	cargo clippy --all-targets --no-default-features --features driver -- -D warnings
+	cargo clippy --all-targets -- -D warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m mypy.stubtest aioraft
+	rm -rf target/stubs
+	$(BIN)/maturin generate-stubs --features stubs --out target/stubs
+	diff -ru target/stubs stubs
+
+fix: venv ## Format, and apply what the linters can mend themselves
+	cargo fmt
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: build ## Proposals per second and failover time of three processes
+	@$(BIN)/python benches/end_to_end.py $(ARGS)
+
+stubs: venv ## Write stubs/aioraft/_core.pyi anew from the Rust sources
+	$(BIN)/maturin generate-stubs --features stubs --out stubs
+
+audit: venv .tools/bin/cargo-deny ## Known vulnerabilities, licenses and sources of all dependencies
+	@PATH="$(CURDIR)/.tools/bin:$$PATH" BIN=$(BIN) .ci/audit
+
+build: venv ## Build the extension module into .venv
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet
+
+wheel: venv ## Build a wheel into dist/ as `pip install .` does, and look into it
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python .ci/check_wheel.py dist
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "aioraft needs Python 3.11 or newer: make PYTHON=python3.11"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --group dev
+	touch $@
+
+.tools/bin/cargo-deny:
+	cargo install --locked --root .tools cargo-deny
+
+clean: ## Remove what was built
+	rm -rf target dist $(VENV) .tools .demo

@@ -1,0 +1,1 @@
+../../stubs/aioraft/_core.pyi

@@ -1,0 +1,182 @@
+"""Every exception of aioraft, and what it means for the call that raised it.
+
+RaftError                          `.outcome` says what became of the proposal, or is None where there was none
+ ├── ConfigError                   an argument or a `Config` field is wrong                       (also ValueError)
+ ├── FatalError                    this node has stopped and will answer no more calls
+ ├── NodeClosedError               the node was closed, or not started yet
+ ├── ProposalError                 this `propose` failed; the node goes on
+ │    ├── NotCommittedError        not applied anywhere, and never will be: safe to retry
+ │    │    ├── ProposalTimeoutError     the deadline passed before it left this process          (also TimeoutError)
+ │    │    └── ProposalTooLargeError    longer than `Config.max_entry_bytes`                       (also ValueError)
+ │    ├── OutcomeUnknownError      the deadline passed while it was under way: it may be applied  (also TimeoutError)
+ │    ├── AppliedWithoutResultError     applied exactly once, but its result is not known here
+ │    └── ApplyError               applied; `apply` raised, and that exception is the `__cause__`
+ ├── ReadTimeoutError              a barrier, or a wait for a leader, passed its deadline         (also TimeoutError)
+ ├── Compacted                     a reader asked for entries that are not in the log any more: go on after `.restart`
+ ├── ReentrantCallError            called from a place that it would have to wait for          (also RuntimeError)
+ └── WrongLoopError                used from another event loop, thread or process             (also RuntimeError)
+
+Cancellation is not here: it always leaves as `asyncio.CancelledError`. It ends the waiting, not the proposal.
+"""
+
+from __future__ import annotations
+
+import enum
+
+__all__ = [
+    "AppliedWithoutResultError",
+    "ApplyError",
+    "Compacted",
+    "ConfigError",
+    "FatalError",
+    "NodeClosedError",
+    "NotCommittedError",
+    "Outcome",
+    "OutcomeUnknownError",
+    "ProposalError",
+    "ProposalTimeoutError",
+    "ProposalTooLargeError",
+    "RaftError",
+    "ReadTimeoutError",
+    "ReentrantCallError",
+    "WrongLoopError",
+]
+
+
+class Outcome(enum.Enum):
+    """What became of a proposal whose `await` ended in an error."""
+
+    NOT_COMMITTED = "not committed"
+    """It is applied nowhere and never will be. Proposing it again cannot double it."""
+    APPLIED = "applied"
+    """It is applied exactly once on every node; the error is its result."""
+    APPLIED_WITHOUT_RESULT = "applied without result"
+    """It is applied exactly once, but what `apply` returned is not known here. Proposing it again doubles it."""
+    UNKNOWN = "unknown"
+    """It is applied exactly once, or will be, or never: proposing it again may double it."""
+
+
+class RaftError(Exception):
+    """The base of all exceptions that aioraft raises on purpose."""
+
+    outcome: Outcome | None = None
+    """What became of the proposal; None if the call proposed nothing."""
+
+    def __str__(self) -> str:
+        # Subclasses keep further attributes in `args`, so that pickling and copying work; people read the sentence.
+        return str(self.args[0]) if self.args else ""
+
+
+class ConfigError(RaftError, ValueError):
+    """An argument or a `Config` field is wrong. The message names it, its value, and what would be right."""
+
+
+class FatalError(RaftError):
+    """This node has stopped: its disk failed, or a rule that keeps the data safe did not hold. The message says which.
+
+    Every call in flight ends with it and every later call raises it. The files stay as they were; the other nodes
+    go on. A proposal that was under way may or may not be applied by them.
+    """
+
+    outcome: Outcome | None = Outcome.UNKNOWN
+
+
+class NodeClosedError(RaftError):
+    """The node was closed (or not started) when, or before, the call could end.
+
+    `outcome` is `Outcome.NOT_COMMITTED` if the call had not left this process, else `Outcome.UNKNOWN`.
+    """
+
+    def __init__(self, message: str, committed: bool | None = False) -> None:
+        """`committed` is False if the call cannot have been committed, None if that is unknown."""
+        super().__init__(message, committed)
+        self.outcome = Outcome.UNKNOWN if committed is None else Outcome.NOT_COMMITTED
+
+
+class ProposalError(RaftError):
+    """This proposal failed; `outcome` says how. The node goes on."""
+
+
+class NotCommittedError(ProposalError):
+    """The proposal is applied nowhere and never will be. Proposing it again cannot double it."""
+
+    outcome: Outcome | None = Outcome.NOT_COMMITTED
+
+
+class ProposalTimeoutError(NotCommittedError, TimeoutError):
+    """The deadline passed before the proposal left this process: there was no leader, or no room for it."""
+
+
+class ProposalTooLargeError(NotCommittedError, ValueError):
+    """The proposal is longer than `Config.max_entry_bytes`."""
+
+
+class OutcomeUnknownError(ProposalError, TimeoutError):
+    """The deadline passed while the proposal was under way. It may be applied already, later, or never.
+
+    It is applied at most once all the same. Read the state (after `read_barrier()`) before proposing it again.
+    """
+
+    outcome: Outcome | None = Outcome.UNKNOWN
+
+
+class AppliedWithoutResultError(ProposalError):
+    """The proposal was applied exactly once, but this node learned of it from a snapshot, which holds no results."""
+
+    outcome: Outcome | None = Outcome.APPLIED_WITHOUT_RESULT
+
+    def __init__(self, message: str, index: int) -> None:
+        """`index` is the log index at or before which it was applied."""
+        super().__init__(message, index)
+
+    @property
+    def index(self) -> int:
+        """The log index at or before which the proposal was applied."""
+        return int(self.args[1])
+
+
+class ApplyError(ProposalError):
+    """`apply` raised for this entry, on every node if it is deterministic; the `__cause__` is what it raised here.
+
+    The entry counts as applied: the state machine has seen it and will not see it again.
+    """
+
+    outcome: Outcome | None = Outcome.APPLIED
+
+    def __init__(self, message: str, index: int) -> None:
+        """`index` is the log index of the entry."""
+        super().__init__(message, index)
+
+    @property
+    def index(self) -> int:
+        """The log index of the entry."""
+        return int(self.args[1])
+
+
+class ReadTimeoutError(RaftError, TimeoutError):
+    """The deadline of a barrier, or of a wait for a leader, passed. Nothing was proposed; try again."""
+
+
+class Compacted(RaftError):
+    """The entries asked for have been compacted away: read the state machine, then go on reading after `restart`."""
+
+    def __init__(self, message: str, restart: int) -> None:
+        """`restart` is the index to give to `commits(after=...)`."""
+        super().__init__(message, restart)
+
+    @property
+    def restart(self) -> int:
+        """The index to give to `commits(after=...)` to go on reading."""
+        return int(self.args[1])
+
+
+class ReentrantCallError(RaftError, RuntimeError):
+    """The call was made from a place that it would have to wait for, such as from inside `apply`."""
+
+    outcome: Outcome | None = Outcome.NOT_COMMITTED
+
+
+class WrongLoopError(RaftError, RuntimeError):
+    """A node belongs to the event loop, thread and process in which it was started, and was used from another."""
+
+    outcome: Outcome | None = Outcome.NOT_COMMITTED

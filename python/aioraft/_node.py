@@ -1,0 +1,473 @@
+"""`Node`: one member of a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import math
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, cast, overload
+
+from ._commits import Commits
+from ._config import Config
+from ._core import Core
+from ._errors import (
+    ConfigError,
+    FatalError,
+    NodeClosedError,
+    ProposalTimeoutError,
+    ProposalTooLargeError,
+    RaftError,
+    ReadTimeoutError,
+)
+from ._leadership import Leadership, LeadershipChanges, Leading
+from ._listen import bind, check_socket
+from ._members import check_cluster, check_id, check_members, parse_address
+from ._state_machine import StateMachine, claim, has_batch
+from ._status import Status, from_core
+
+__all__ = ["Data", "Node"]
+
+R = TypeVar("R")
+
+Data: TypeAlias = bytes | bytearray | memoryview
+"""What can be proposed. It is copied at the call."""
+
+
+class _Default(enum.Enum):
+    """Stands for a timeout that was not given, since None means to wait for ever."""
+
+    CONFIG = "as in Config"
+
+    def __repr__(self) -> str:
+        return f"<{self.value}>"
+
+
+_AS_IN_CONFIG: Final = _Default.CONFIG
+_Timeout: TypeAlias = float | Literal[_Default.CONFIG] | None
+
+# A long list goes to the driver in slices, so that back-pressure holds within one call.
+_SLICE_ITEMS = 1024
+_SLICE_BYTES = 1024 * 1024
+
+_log = logging.getLogger("aioraft.node")
+
+
+class Node(Generic[R]):
+    """One member of a cluster, inside this process. `R` is what its state machine's `apply` returns.
+
+    ```python
+    async with aioraft.Node(id=1, members=members, data_dir="data", state_machine=Stock()) as node:
+        left = await node.propose(b'["bolt", 5]')
+    ```
+
+    A node belongs to the event loop in which it was started; `WrongLoopError` otherwise. It is started once, and
+    closed once. Consensus runs on a thread of its own and does not wait for the loop.
+
+    Every await ends in a result or in a `RaftError` whose `outcome` says what became of the proposal; a cancelled one
+    ends in CancelledError, as everywhere, which stops the waiting and not the proposal. Once the node has stopped by
+    itself (a failed disk, say) every call raises `FatalError`; once it is closed, `NodeClosedError`.
+    """
+
+    def __init__(
+        self,
+        *,
+        id: int,
+        members: Mapping[int, str],
+        data_dir: str | os.PathLike[str] | None,
+        state_machine: StateMachine[R],
+        listen: str | socket.socket | None = None,
+        advertise: str | None = None,
+        cluster: str = "default",
+        config: Config | None = None,
+    ) -> None:
+        """Check the arguments; nothing is opened before `start`. Raises `ConfigError`.
+
+        - `id`: this node's key in `members`; never to be used for another disk.
+        - `members`: the address, "host:port", of every member by its id, the same on all nodes. It bootstraps the
+          cluster; names are looked up again at each reconnect.
+        - `data_dir`: a directory of this node's own, made if it is missing. None keeps the log in memory, for tests
+          and demos: what such a node knew is gone when it stops.
+        - `state_machine`: a fresh instance, for this node only.
+        - `listen`: where to accept connections, if not at the node's address in `members`: "host:port" (port 0 lets
+          the system choose), or a bound TCP socket, which the node takes over and closes.
+        - `advertise`: the address under which other nodes reach this one, if not the one in `members`.
+        - `cluster`: a name; nodes of another cluster are refused.
+        """
+        if config is None:
+            config = Config()
+        elif not isinstance(config, Config):
+            raise ConfigError(f"config = {config!r}: it must be an aioraft.Config")
+        self._id = check_id("id", id)
+        self._members = check_members(id, members)
+        self._cluster = check_cluster(cluster)
+        self._data_dir = _check_data_dir(data_dir)
+        if listen is None:
+            listen = self._members[id]
+        elif isinstance(listen, socket.socket):
+            check_socket(listen)
+        else:
+            parse_address("listen", listen, least_port=0)
+        self._listen = listen
+        if advertise is not None:
+            parse_address("advertise", advertise)
+        self._advertise = advertise
+        self._config = config
+        self._propose_timeout = config.propose_timeout
+        self._read_timeout = config.read_timeout
+        self._running: Core | None = None
+        self._starting = False
+        self._address: str | None = None
+        self._closing = False
+        self._closed: asyncio.Future[None] | None = None
+        claim(state_machine)  # last, so that a refused argument leaves it free
+        self._state_machine = state_machine
+
+    # The node's life
+
+    async def start(self) -> None:
+        """Open the log, replay it, and listen. Returns when it listens; await `ready` for a leader.
+
+        Raises `ConfigError` if the address cannot be had or may not be used without TLS, and `FatalError` if the log
+        cannot be opened. Cancelled or failed, it leaves nothing open.
+        """
+        if self._closing:
+            raise NodeClosedError(f"node {self._id} is closed: make a new Node with a fresh state machine")
+        if self._starting or self._running is not None:
+            raise RaftError(f"node {self._id} has been started already: start it once, or use `async with` alone")
+        self._starting = True
+        try:
+            bound = await bind(self._listen, insecure=self._config.insecure)
+            try:
+                await self._start_core(bound)
+            finally:
+                bound.close()  # the core listens on a duplicate
+        finally:
+            self._starting = False
+        _log.info("node %d of cluster %r listens on %s", self._id, self._cluster, self._address)
+        if self._data_dir is None:
+            _log.warning("node %d keeps its log in memory: what it knows is gone when it stops", self._id)
+        if self._config.insecure:
+            _log.warning(
+                "node %d listens on %s without TLS (insecure=True): whoever reaches it can read and change the data",
+                self._id,
+                self._address,
+            )
+
+    async def _start_core(self, bound: socket.socket) -> None:
+        if self._closing:
+            raise NodeClosedError(f"node {self._id} was closed while it started")
+        core = Core(
+            loop=asyncio.get_running_loop(),
+            node_id=self._id,
+            members=self._members,
+            cluster=self._cluster,
+            data_dir=self._data_dir,
+            listen=bound.fileno(),
+            advertise=self._advertise or self._members[self._id],
+            config=self._config,
+            state_machine=self._state_machine,
+            batch=has_batch(self._state_machine),
+        )
+        self._running = core
+        try:
+            self._address = await core.start()
+        except BaseException:
+            # The state machine may have seen entries: this node cannot be started again.
+            self._closing = True
+            await _to_the_end(self._closed if self._closed is not None else core.close(0))
+            self._running = None
+            raise
+
+    async def aclose(self) -> None:
+        """Stop: calls in flight get `Config.close_timeout` to end, then fail with `NodeClosedError`.
+
+        May be called again, and at once by several tasks: all return when the node is closed. Cancelled, it stops
+        waiting, and the node closes all the same.
+        """
+        self._closing = True
+        if self._closed is None and self._running is not None:
+            self._closed = self._running.close(self._config.close_timeout)
+        if self._closed is not None:
+            await asyncio.shield(self._closed)
+
+    async def __aenter__(self) -> Node[R]:
+        """Start."""
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        await self.aclose()
+
+    async def ready(self, *, timeout: float | None = None) -> None:
+        """Wait until there is a leader and this node has applied all that was committed before this call.
+
+        `timeout` is in seconds; None waits for ever. Raises `ReadTimeoutError`.
+        """
+        await self._core.read_barrier(timeout)
+
+    # Writing and reading
+
+    async def propose(self, data: Data, *, timeout: _Timeout = _AS_IN_CONFIG) -> R:
+        """Have `data` applied once on every node and return what `apply` returned here, on this node.
+
+        Works on any node: it is forwarded to the leader and sent again when that fails, and is applied exactly once
+        as long as this process lives. Sequential awaits are applied in that order; concurrent ones in any order.
+        While too much is pending (`Config.max_pending_proposals`, `max_pending_bytes`) it waits for room.
+
+        `timeout`: seconds, if not `Config.propose_timeout`; None waits for ever.
+
+        Raises:
+        - `NotCommittedError` (`ProposalTimeoutError`, `ProposalTooLargeError`): never applied, safe to retry.
+        - `OutcomeUnknownError` (also a TimeoutError): the deadline passed while it was under way.
+        - `ApplyError` from the exception that `apply` raised: it counts as applied.
+        - `AppliedWithoutResultError`: applied, but this node learned of it from a snapshot.
+        - `NodeClosedError`, `FatalError`: see their `outcome`.
+
+        Cancelling stops the waiting, not the proposal.
+        """
+        core = self._running
+        if core is None:
+            raise self._not_running()
+        if timeout is _AS_IN_CONFIG:
+            timeout = self._propose_timeout
+        if core.full:
+            timeout = await _room(core, timeout)
+        return cast(R, await core.propose(data, timeout))
+
+    @overload
+    async def propose_many(
+        self, items: Iterable[Data], *, timeout: _Timeout = ..., return_exceptions: Literal[False] = ...
+    ) -> list[R]: ...
+    @overload
+    async def propose_many(
+        self, items: Iterable[Data], *, timeout: _Timeout = ..., return_exceptions: Literal[True]
+    ) -> list[R | RaftError]: ...
+    async def propose_many(
+        self, items: Iterable[Data], *, timeout: _Timeout = _AS_IN_CONFIG, return_exceptions: bool = False
+    ) -> list[R] | list[R | RaftError]:
+        """Propose each of `items` and return their results, in the order of `items`; faster than single awaits.
+
+        There is no order and no atomicity among the items: each is a proposal of its own and may fail by itself.
+        With `return_exceptions` a failed item's place holds its exception; otherwise, when all have ended, the first
+        failed item's exception is raised, and says nothing of the others. What is wrong with the whole call (an item
+        that is too long or no bytes, no room in time, a closed node) is raised at once, with nothing proposed.
+
+        `timeout` (for all together), errors and cancellation as with `propose`.
+        """
+        core = self._core
+        if timeout is _AS_IN_CONFIG:
+            timeout = self._propose_timeout
+        results = await _propose_slices(core, list(items), timeout, self._config.max_entry_bytes)
+        if not return_exceptions:
+            failed = [result for result in results if isinstance(result, RaftError)]
+            if failed:
+                failed[0].add_note(f"{len(failed)} of {len(results)} items failed; return_exceptions=True shows each")
+                raise failed[0]
+        return results
+
+    async def read_barrier(self, *, timeout: _Timeout = _AS_IN_CONFIG) -> int:
+        """Wait until this node has applied everything committed before this call; return the index read at.
+
+        The state machine read after it, without another await in between, is linearizable. Barriers that are awaited
+        together share one round to a majority. Retried while there is no leader.
+
+        `timeout`: seconds, if not `Config.read_timeout`; None waits for ever. Raises `ReadTimeoutError`.
+        """
+        if timeout is _AS_IN_CONFIG:
+            timeout = self._read_timeout
+        return await self._core.read_barrier(timeout)
+
+    def commits(self, after: int | None = None) -> Commits:
+        """Iterate over the entries applied here, in order, without duplicates: `async for entry in node.commits()`.
+
+        `after` is the index behind which to start: 0 for the beginning of the log, a former reader's
+        `Commits.position` to go on, None for what is applied from now on.
+        """
+        core = self._core
+        if after is None:
+            after = core.applied
+        elif not isinstance(after, int) or isinstance(after, bool) or after < 0:
+            raise ConfigError(f"commits(after={after!r}): it must be an index (0 for the beginning), or None for now")
+        return Commits(core, after)
+
+    # Leadership
+
+    def leadership(self) -> LeadershipChanges:
+        """Iterate over who leads: first what is known now, then each change; the newest wins."""
+        return LeadershipChanges(self._core)
+
+    async def wait_for_leader(self, *, timeout: float | None = None) -> Leadership:
+        """Wait until a leader is known, and return it and its term.
+
+        `timeout` is in seconds; None waits for ever. Raises `ReadTimeoutError`.
+        """
+        core = self._core
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    version, term, leader, _ = core.leadership
+                    if leader is not None:
+                        return Leadership(term, leader)
+                    await core.wait_leadership(version)
+        except TimeoutError as error:
+            raise ReadTimeoutError(
+                f"node {self._id} heard of no leader within {timeout} s: check that a majority of members is up"
+            ) from error
+
+    def leading(self) -> Leading:
+        """Iterate over the terms in which this node leads and has caught up.
+
+        The body of an `async with term` is cancelled when the term ends.
+
+        ```python
+        async for term in node.leading():
+            async with term:
+                await job()
+        ```
+        """
+        return Leading(self._core)
+
+    # About the node
+
+    def status(self) -> Status:
+        """Return figures about this node, as of its last round. Never waits."""
+        return from_core(self._core.status())
+
+    @property
+    def id(self) -> int:
+        """This node's id."""
+        return self._id
+
+    @property
+    def address(self) -> str:
+        """The address this node listens on, "host:port"."""
+        if self._address is None:
+            raise self._not_running()
+        return self._address
+
+    @property
+    def config(self) -> Config:
+        """What the node was configured with."""
+        return self._config
+
+    @property
+    def state_machine(self) -> StateMachine[R]:
+        """The state machine; reading it right after `read_barrier` is linearizable."""
+        return self._state_machine
+
+    def __repr__(self) -> str:
+        """Name the node and where it listens."""
+        where = self._address or ("closed" if self._closing else "not started")
+        return f"<aioraft.Node {self._id} of {self._cluster!r}: {where}>"
+
+    @property
+    def _core(self) -> Core:
+        """The running core; it answers for itself once it is closed."""
+        if self._running is None:
+            raise self._not_running()
+        return self._running
+
+    def _not_running(self) -> NodeClosedError:
+        if self._closing:
+            return NodeClosedError(f"node {self._id} is closed")
+        return NodeClosedError(f"node {self._id} is not started: use `async with node:` or `await node.start()` first")
+
+
+def _check_data_dir(data_dir: str | os.PathLike[str] | None) -> str | None:
+    if data_dir is None:
+        return None
+    if not isinstance(data_dir, (str, os.PathLike)):
+        raise ConfigError(f"data_dir = {data_dir!r}: it must be a path, or None to keep the log in memory")
+    path = os.fspath(data_dir)
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ConfigError(f"data_dir = {data_dir!r}: it must be a path as text, or None to keep the log in memory")
+    return os.path.abspath(path)
+
+
+async def _to_the_end(future: asyncio.Future[None]) -> None:
+    """Wait until `future` is done, however often this task is cancelled meanwhile; then let the cancellation go on."""
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if not future.cancelled():
+        future.exception()  # looked at, so that asyncio does not report it
+    if cancelled is not None:
+        raise cancelled
+
+
+async def _room(core: Core, timeout: float | None) -> float | None:
+    """Wait until there is room for a proposal; return what is left of `timeout`."""
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    try:
+        async with asyncio.timeout(timeout):
+            while core.full:
+                await core.wait_room()
+    except TimeoutError as error:
+        raise ProposalTimeoutError(
+            f"the proposal waited {timeout} s for room and was not sent: more is proposed than the cluster commits; "
+            "propose less at once, or raise Config.max_pending_proposals or max_pending_bytes"
+        ) from error
+    return None if timeout is None else max(0.0, timeout - (loop.time() - start))
+
+
+async def _propose_slices(core: Core, items: list[Data], timeout: float | None, max_entry_bytes: int) -> list[Any]:
+    """Hand `items` over as room allows; one result or exception for each."""
+    slices = _slices(items, max_entry_bytes)
+    loop = asyncio.get_running_loop()
+    end = math.inf if timeout is None else loop.time() + timeout
+    sent: list[asyncio.Future[list[Any]]] = []
+    unsent: list[RaftError] = []
+    try:
+        for part in slices:
+            if unsent:
+                unsent += unsent[:1] * len(part)
+                continue
+            left = None if timeout is None else max(0.0, end - loop.time())
+            try:
+                if core.full:
+                    left = await _room(core, left)
+                sent.append(core.propose_many(part, left))
+            except (ProposalTimeoutError, NodeClosedError, FatalError) as error:
+                if not sent:
+                    raise
+                unsent += [error] * len(part)
+        results: list[Any] = []
+        for future in sent:
+            results += await future
+        return results + unsent
+    finally:
+        for future in sent:
+            future.cancel()  # changes nothing unless this call was cancelled
+
+
+def _slices(items: list[Data], max_entry_bytes: int) -> list[list[Data]]:
+    if len(items) <= _SLICE_ITEMS and sum(map(len, items)) <= _SLICE_BYTES:
+        return [items] if items else []
+    # The core refuses a slice as a whole; so that it can be said of the call, every item is looked at first.
+    sizes = [memoryview(item).nbytes for item in items]
+    if max(sizes) > max_entry_bytes:
+        raise ProposalTooLargeError(
+            f"an item has {max(sizes)} bytes, and Config.max_entry_bytes = {max_entry_bytes}: nothing was proposed; "
+            "split it, or raise the limit on all nodes"
+        )
+    slices: list[list[Data]] = [[]]
+    slice_bytes = 0
+    for item, size in zip(items, sizes, strict=True):
+        if len(slices[-1]) >= _SLICE_ITEMS or slice_bytes >= _SLICE_BYTES:
+            slices.append([])
+            slice_bytes = 0
+        slices[-1].append(item)
+        slice_bytes += size
+    return slices

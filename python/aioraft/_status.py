@@ -1,0 +1,76 @@
+"""`Status`: figures about a node, as of its last round."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+__all__ = ["PeerStatus", "Status"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PeerStatus:
+    """What a node knows about another."""
+
+    id: int
+    """The peer."""
+    address: str
+    """Where it is reached."""
+    connected: bool
+    """A connection to it is up."""
+    matched: int | None
+    """The highest index known to be on its disk; None unless this node leads."""
+    state: str | None
+    """"probe", "replicate" or "snapshot"; None unless this node leads."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """Figures about a node. Times are in nanoseconds, counters begin at the node's start."""
+
+    id: int
+    """This node."""
+    role: str
+    """"leader", "follower", "candidate", "pre-candidate", "learner" or "forming"."""
+    term: int
+    """The current term."""
+    leader: int | None
+    """The leader of this term, if known."""
+    commit: int
+    """The highest index known to be committed."""
+    applied: int
+    """The index through which the engine has applied (sessions, membership, time)."""
+    python_applied: int
+    """The index through which the state machine has applied."""
+    first_index: int
+    """The first index in the log."""
+    last_index: int
+    """The last index in the log."""
+    timestamp_ns: int
+    """Replicated time of the last applied entry."""
+    boot: int
+    """How many times this data directory has been started."""
+    pending_proposals: int
+    """Proposals of this node that are not resolved."""
+    reproposals: int
+    """Attempts beyond the first that this node sent for its proposals."""
+    duplicates_skipped: int
+    """Entries of the log skipped here, because their command was applied before."""
+    fsyncs: int
+    """Fsyncs of the log."""
+    fsync_last_ns: int
+    """How long the last fsync took."""
+    fsync_max_ns: int
+    """How long the longest fsync took."""
+    log_bytes: int
+    """Bytes of the log's files on disk."""
+    longest_drain_ns: int
+    """The longest that aioraft held the event loop in one go, `apply` included."""
+    peers: tuple[PeerStatus, ...]
+    """The other members."""
+
+
+def from_core(figures: dict[str, Any]) -> Status:
+    """Give the core's figures their types."""
+    peers = tuple(PeerStatus(**peer) for peer in figures.pop("peers"))
+    return Status(**figures, peers=peers)

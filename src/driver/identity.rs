@@ -1,0 +1,159 @@
+//! Who this node is: its data directory's identity, its boot number, and how far the cluster is formed (rules M1, S2).
+
+use std::collections::BTreeMap;
+
+use prost::Message;
+
+use crate::engine::formation::{Identities, Identity, Stage};
+use crate::engine::NodeId;
+
+/// The node record's key among the node's own records.
+pub const KEY: &[u8] = b"node";
+
+/// The format written by this build.
+const VERSION: u32 = 1;
+
+/// What a data directory knows about its node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeRecord {
+    /// The node's id.
+    pub id: NodeId,
+    /// The cluster's name.
+    pub cluster: String,
+    /// Drawn when the directory was created.
+    pub identity: Identity,
+    /// Counted up at every start, durable before the listener opens.
+    pub boot: u64,
+    /// Drawn at every start: two copies of a directory that are started at the same time differ in it.
+    pub nonce: u64,
+    /// How far the cluster is formed.
+    pub stage: Stage,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct WireRecord {
+    #[prost(uint32, tag = "1")]
+    version: u32,
+    #[prost(uint64, tag = "2")]
+    id: u64,
+    #[prost(string, tag = "3")]
+    cluster: String,
+    #[prost(bytes = "vec", tag = "4")]
+    identity: Vec<u8>,
+    #[prost(uint64, tag = "5")]
+    boot: u64,
+    #[prost(uint64, tag = "6")]
+    nonce: u64,
+    #[prost(uint32, tag = "7")]
+    stage: u32,
+    #[prost(btree_map = "uint64, bytes", tag = "8")]
+    identities: BTreeMap<u64, Vec<u8>>,
+}
+
+/// Why a data directory is not this node's.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum RecordError {
+    /// Damaged, or written by a newer build.
+    #[error("the node record in the data directory is damaged or was written by a newer aioraft: upgrade this node")]
+    Unreadable,
+    /// The directory is another node's.
+    #[error(
+        "the data directory belongs to node {found_id} of cluster {found_cluster:?}, not to node {id} of cluster \
+         {cluster:?}: check id=, cluster= and data_dir="
+    )]
+    Foreign {
+        /// Whose it is.
+        found_id: NodeId,
+        /// Of which cluster.
+        found_cluster: String,
+        /// Who opened it.
+        id: NodeId,
+        /// Of which cluster.
+        cluster: String,
+    },
+    /// The system has no random numbers.
+    #[error("the system's random number generator failed: {0}")]
+    Random(String),
+}
+
+impl NodeRecord {
+    /// The record for this start: a new directory's, or the stored one with the next boot number.
+    /// It must be durable before anybody hears of it.
+    pub fn boot(stored: Option<&[u8]>, id: NodeId, cluster: &str) -> Result<Self, RecordError> {
+        let nonce = getrandom::u64().map_err(|error| RecordError::Random(error.to_string()))?;
+        let Some(stored) = stored else {
+            let mut identity = [0; 16];
+            getrandom::fill(&mut identity).map_err(|error| RecordError::Random(error.to_string()))?;
+            let identity = Identity::from_le_bytes(identity);
+            return Ok(Self { id, cluster: cluster.into(), identity, boot: 1, nonce, stage: Stage::Unformed });
+        };
+        let record = Self::decode(stored).ok_or(RecordError::Unreadable)?;
+        if (record.id, record.cluster.as_str()) != (id, cluster) {
+            let (found_id, found_cluster) = (record.id, record.cluster);
+            return Err(RecordError::Foreign { found_id, found_cluster, id, cluster: cluster.into() });
+        }
+        Ok(Self { boot: record.boot + 1, nonce, ..record })
+    }
+
+    /// The bytes on disk.
+    pub fn encode(&self) -> Vec<u8> {
+        let stage = match self.stage {
+            Stage::Unformed => 0,
+            Stage::Prepared(_) => 1,
+            Stage::Formed(_) => 2,
+        };
+        let identities = self.stage.identities().into_iter().flatten();
+        let record = WireRecord {
+            version: VERSION,
+            id: self.id,
+            cluster: self.cluster.clone(),
+            identity: self.identity.to_le_bytes().to_vec(),
+            boot: self.boot,
+            nonce: self.nonce,
+            stage,
+            identities: identities.map(|(id, identity)| (*id, identity.to_le_bytes().to_vec())).collect(),
+        };
+        record.encode_to_vec()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let record = WireRecord::decode(bytes).ok()?;
+        let identity = |bytes: Vec<u8>| Some(Identity::from_le_bytes(bytes.try_into().ok()?));
+        let identities = record.identities.into_iter().map(|(id, bytes)| Some((id, identity(bytes)?)));
+        let identities = identities.collect::<Option<Identities>>()?;
+        let stage = match (record.version, record.stage) {
+            (VERSION, 0) => Stage::Unformed,
+            (VERSION, 1) => Stage::Prepared(identities),
+            (VERSION, 2) => Stage::Formed(identities),
+            _ => return None,
+        };
+        let (id, cluster, boot, nonce) = (record.id, record.cluster, record.boot, record.nonce);
+        Some(Self { id, cluster, identity: identity(record.identity)?, boot, nonce, stage })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s2_every_start_counts_the_boot_up_and_keeps_the_identity() {
+        let first = NodeRecord::boot(None, 3, "shop").unwrap();
+        assert_eq!(first.boot, 1);
+        let formed = NodeRecord { stage: Stage::Formed([(3, first.identity)].into()), ..first.clone() };
+        let second = NodeRecord::boot(Some(&formed.encode()), 3, "shop").unwrap();
+        assert_eq!((second.boot, second.identity, &second.stage), (2, first.identity, &formed.stage));
+        assert_ne!(second.nonce, first.nonce);
+    }
+
+    #[test]
+    fn another_nodes_directory_is_refused() {
+        let record = NodeRecord::boot(None, 3, "shop").unwrap().encode();
+        for (id, cluster) in [(2, "shop"), (3, "other")] {
+            let error = NodeRecord::boot(Some(&record), id, cluster).unwrap_err().to_string();
+            assert!(error.contains("node 3 of cluster \"shop\""), "{error}");
+        }
+        let newer = WireRecord { version: 2, ..WireRecord::decode(&record[..]).unwrap() }.encode_to_vec();
+        assert_eq!(NodeRecord::boot(Some(&newer), 3, "shop"), Err(RecordError::Unreadable));
+    }
+}

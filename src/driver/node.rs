@@ -1,0 +1,464 @@
+//! The driver: one thread that turns what happens into the engine's inputs and runs its effects.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::clock;
+use super::gate::{Gate, Members};
+use super::identity::NodeRecord;
+use super::options::Options;
+use super::persister::{Persister, Task};
+use super::port::{Completion, Fatal, InboxBatch, PeerStatus, Port, Proposal, Request, Status};
+use super::start::{self, StartError, Started};
+use crate::engine::formation::{Formation, Report, Stage};
+use crate::engine::{Effect, Engine, Fault, NodeId, Now, Reader, Rejection, APPLICATION_GROUP};
+use crate::storage::{Figures, StorageError};
+use crate::transport::{self, Event, Events, Network};
+
+/// What the application is handed at once.
+const APPLY_BYTES: usize = 256 << 10;
+/// How long the network gets to write its last words.
+const NETWORK_STOP: Duration = Duration::from_millis(500);
+/// How often a warning of the same kind is logged.
+const WARN_EVERY: Duration = Duration::from_secs(10);
+
+/// Why the node stops by itself.
+#[derive(Debug, thiserror::Error)]
+enum Stop {
+    #[error("the log failed, so this node answers no one any more (what it acknowledged is safe): {0}")]
+    Storage(#[from] StorageError),
+    #[error("this node cannot go on: {0}")]
+    Fault(#[from] Fault),
+    #[error("the consensus engine panicked, so this node stops and leaves its log as it is; please report this: {0}")]
+    Panic(String),
+}
+
+/// Runs one node from its start to its end; the caller's thread is the driver's thread.
+pub async fn run(mut options: Options, port: Port, wake: Arc<Notify>) {
+    let fatal = match start::start(&mut options) {
+        Ok(started) => match Node::new(options, started, port.clone(), wake) {
+            Ok(node) => node.run().await,
+            Err(error) => Some(error.to_string()),
+        },
+        Err(error) => Some(error.to_string()),
+    };
+    if let Some(message) = &fatal {
+        tracing::error!("{message}");
+    }
+    let fatal = fatal.map(|message| Fatal { message });
+    port.completions.push(&mut vec![Completion::Stopped { fatal }]);
+}
+
+struct Node {
+    id: NodeId,
+    options: Options,
+    engine: Engine,
+    persister: Persister,
+    network: Network,
+    events: Events,
+    members: Rc<RefCell<Members>>,
+    port: Port,
+    wake: Arc<Notify>,
+    next_tick: Instant,
+    /// Reused from round to round.
+    inbox: InboxBatch,
+    occurred: Vec<Event>,
+    tasks: Vec<Task>,
+    completions: Vec<Completion>,
+    /// Stages of the formation on their way to the disk, by number.
+    stages: BTreeMap<u64, Stage>,
+    stage_number: u64,
+    figures: Figures,
+    closing: Option<Instant>,
+    warned_slow: Option<Instant>,
+    warned_unformed: Instant,
+}
+
+impl Node {
+    fn new(options: Options, started: Started, port: Port, wake: Arc<Notify>) -> Result<Self, StartError> {
+        let Started { engine, writer, members, listener } = started;
+        let name = format!("aioraft-log-{}", options.id);
+        let cannot = |source| StartError::Listen { address: "the node's address".into(), source };
+        let persister = Persister::start(writer, wake.clone(), name, options.dispatch.clone()).map_err(cannot)?;
+        let events = Events::new(wake.clone());
+        let gate = Rc::new(Gate(members.clone()));
+        let network_options = transport::Options::default();
+        let mut network =
+            Network::start(listener, options.id, gate, network_options, events.clone()).map_err(cannot)?;
+        for (peer, address) in start::peers(&options.members, options.id) {
+            network.set_peer(peer, address);
+        }
+        let now = Instant::now();
+        let completions = vec![Completion::Listening { address: network.local_address() }];
+        let mut node = Self {
+            id: options.id,
+            engine,
+            persister,
+            network,
+            events,
+            members,
+            port,
+            wake,
+            next_tick: now + options.tuning.tick(),
+            inbox: InboxBatch::default(),
+            occurred: Vec::new(),
+            tasks: Vec::new(),
+            completions,
+            stages: BTreeMap::new(),
+            stage_number: 0,
+            figures: Figures::default(),
+            closing: None,
+            warned_slow: None,
+            warned_unformed: now,
+            options,
+        };
+        let next = node.members.borrow().formation.next_stage();
+        node.store_stage(next);
+        node.publish_status();
+        let NodeRecord { boot, identity, .. } = node.members.borrow().record.clone();
+        tracing::info!(node = node.id, boot, identity = %format!("{identity:032x}"), "node {} started", node.id);
+        Ok(node)
+    }
+
+    /// Goes on until the node is closed (`None`) or must stop.
+    async fn run(mut self) -> Option<String> {
+        let outcome = loop {
+            match catch_unwind(AssertUnwindSafe(|| self.round())) {
+                Ok(Ok(ControlFlow::Continue(()))) => self.wait().await,
+                Ok(Ok(ControlFlow::Break(()))) => break None,
+                Ok(Err(stop)) => break Some(stop.to_string()),
+                Err(panic) => break Some(Stop::Panic(self.panic_text(panic.as_ref())).to_string()),
+            }
+        };
+        if outcome.is_none() {
+            for effect in self.engine.close() {
+                self.run_effect(effect);
+            }
+        }
+        self.port.completions.push(&mut self.completions);
+        self.shut_down(outcome.is_none()).await;
+        outcome
+    }
+
+    fn panic_text(&self, panic: &(dyn std::any::Any + Send)) -> String {
+        if let Some(failure) = self.engine.take_read_failure() {
+            return failure;
+        }
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_string());
+        text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no reason given".into())
+    }
+
+    async fn wait(&mut self) {
+        let now_ns = clock::boottime_ns();
+        let deadline = Duration::from_nanos(self.engine.next_deadline_ns().saturating_sub(now_ns));
+        let mut until = self.next_tick;
+        if let Some(deadline) = Instant::now().checked_add(deadline) {
+            until = until.min(deadline);
+        }
+        tokio::select! {
+            biased;
+            () = self.wake.notified() => {}
+            () = tokio::time::sleep_until(until) => {}
+        }
+    }
+
+    /// One turn: take in all that happened, let the engine work, run its effects, write once to everybody.
+    fn round(&mut self) -> Result<ControlFlow<()>, Stop> {
+        self.take_answers()?;
+        self.take_events();
+        self.take_inbox()?;
+        self.engine.handle_application_applied(self.port.cursor.applied());
+        let ticked = self.tick();
+        let now = Now { boottime_ns: clock::boottime_ns(), wall_ns: clock::wall_ns() };
+        for effect in self.engine.poll(now)? {
+            self.run_effect(effect);
+        }
+        self.persister.write(&mut self.tasks);
+        self.network.flush();
+        self.hand_out()?;
+        if ticked || !self.completions.is_empty() {
+            self.publish_status();
+        }
+        self.port.completions.push(&mut self.completions);
+        let drained = self.closing.is_some_and(|until| !self.engine.has_pending_calls() || Instant::now() >= until);
+        Ok(if drained { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    }
+
+    fn take_answers(&mut self) -> Result<(), Stop> {
+        let answer = self.persister.take_answer();
+        self.figures = answer.figures;
+        if let Some(failure) = answer.failure {
+            return Err(failure.into());
+        }
+        if let Some(number) = answer.ready {
+            self.engine.handle_persisted(number);
+            self.watch_disk();
+        }
+        if let Some(number) = answer.node_record {
+            let later = self.stages.split_off(&(number + 1));
+            for (_, stage) in std::mem::replace(&mut self.stages, later) {
+                self.stage_stored(stage);
+            }
+        }
+        Ok(())
+    }
+
+    /// An fsync that takes a good part of an election timeout is how clusters lose their leader (rule P4).
+    fn watch_disk(&mut self) {
+        let slow = self.figures.last_fsync > self.options.tuning.election_timeout / 2;
+        if slow && self.warned_slow.is_none_or(|at| at.elapsed() > WARN_EVERY) {
+            self.warned_slow = Some(Instant::now());
+            let fsync_ms = self.figures.last_fsync.as_millis() as u64;
+            let election_timeout_ms = self.options.tuning.election_timeout.as_millis() as u64;
+            tracing::warn!(
+                fsync_ms,
+                election_timeout_ms,
+                "an fsync of the log took {fsync_ms} ms, more than half of the election timeout: the disk is too slow or shared"
+            );
+        }
+    }
+
+    fn take_events(&mut self) {
+        let mut occurred = std::mem::take(&mut self.occurred);
+        self.events.take(&mut occurred);
+        for event in occurred.drain(..) {
+            self.take_event(event);
+        }
+        self.occurred = occurred;
+    }
+
+    fn take_event(&mut self, event: Event) {
+        let formed = self.members.borrow().formation.is_formed();
+        match event {
+            Event::Up { peer, hello, .. } => {
+                tracing::info!(peer, "connected to node {peer}");
+                self.engine.handle_route(peer);
+                self.meet(peer, &hello.formation);
+            }
+            Event::Routed { peer, lost, .. } => {
+                if lost {
+                    self.engine.handle_route(peer);
+                }
+            }
+            Event::Down { peer, reason } => {
+                tracing::warn!(peer, "connection to node {peer} lost: {reason}");
+                self.engine.handle_route_lost(peer);
+                self.members.borrow_mut().formation.forget(peer);
+            }
+            Event::Formation { from, body } => self.meet(from, &body),
+            // An unformed node neither votes nor acknowledges (rule M1).
+            Event::Raft { from, messages, .. } if formed => {
+                for message in messages {
+                    let kind = message.msg_type;
+                    if let Err(refused) = self.engine.handle_message(from, message) {
+                        tracing::warn!(peer = from, kind, "a message of node {from} was dropped: {refused}");
+                    }
+                }
+            }
+            Event::Propose { from, commands, .. } => {
+                for command in commands {
+                    if !self.engine.handle_forwarded(from, command) {
+                        tracing::warn!(peer = from, "node {from} forwarded a command that is not its own: dropped");
+                    }
+                }
+            }
+            Event::Rejected { from, rejected, .. } => {
+                tracing::debug!(peer = from, "node {from} took no proposals: {}", rejected.reason);
+                let rejection =
+                    Rejection { boot: rejected.boot, numbers: rejected.numbers, reason: rejected.reason };
+                self.engine.handle_rejection(from, &rejection);
+            }
+            // The network has logged it; a message before the cluster is formed is early, not wrong.
+            Event::Refused { .. } | Event::Raft { .. } => {}
+        }
+    }
+
+    fn meet(&mut self, peer: NodeId, report: &[u8]) {
+        let Some(report) = Report::decode(report) else { return };
+        let met = self.members.borrow_mut().formation.meet(peer, report);
+        match met {
+            Ok(next) => self.store_stage(next),
+            Err(mismatch) => tracing::error!(peer, "node {peer} does not belong to this cluster: {mismatch}"),
+        }
+    }
+
+    /// Makes a stage durable, unless it is on its way already.
+    fn store_stage(&mut self, stage: Option<Stage>) {
+        let Some(stage) = stage.filter(|stage| !self.stages.values().any(|pending| pending == stage)) else { return };
+        let mut members = self.members.borrow_mut();
+        members.record.stage = stage.clone();
+        self.stage_number += 1;
+        self.tasks.push(Task::NodeRecord { number: self.stage_number, record: start::node_record(&members.record) });
+        self.stages.insert(self.stage_number, stage);
+    }
+
+    fn stage_stored(&mut self, stage: Stage) {
+        let (next, report, formed) = {
+            let formation = &mut self.members.borrow_mut().formation;
+            let next = formation.stored(stage);
+            (next, formation.report().encode(), formation.is_formed())
+        };
+        for (peer, _) in start::peers(&self.options.members, self.id) {
+            self.network.send_formation(peer, &report);
+        }
+        if formed {
+            tracing::info!("the cluster {:?} is formed", self.options.cluster);
+        }
+        self.store_stage(next);
+    }
+
+    fn take_inbox(&mut self) -> Result<(), Stop> {
+        let mut inbox = std::mem::take(&mut self.inbox);
+        self.port.inbox.take(&mut inbox);
+        for Proposal { token, command, deadline_ns } in inbox.proposals.drain(..) {
+            self.engine.handle_proposal(token, command, deadline_ns.unwrap_or(u64::MAX));
+        }
+        for request in inbox.requests.drain(..) {
+            match request {
+                Request::ReadBarrier { token, deadline_ns } => {
+                    self.engine.handle_read(Reader { token, deadline_ns: deadline_ns.unwrap_or(u64::MAX) });
+                }
+                Request::ReadApplied { token, after, max_bytes } => {
+                    let result = self.engine.read_applied(after, max_bytes)?;
+                    self.completions.push(Completion::Range { token, result });
+                }
+                Request::Close { drain } => {
+                    let until = Instant::now() + drain;
+                    self.closing = Some(self.closing.map_or(until, |earlier| earlier.min(until)));
+                }
+            }
+        }
+        self.inbox = inbox;
+        Ok(())
+    }
+
+    fn tick(&mut self) -> bool {
+        let now = Instant::now();
+        if now < self.next_tick {
+            return false;
+        }
+        // A thread that was stopped makes up for no ticks: what the others sent meanwhile is looked at first.
+        self.next_tick = (self.next_tick + self.options.tuning.tick()).max(now);
+        if self.members.borrow().formation.is_formed() {
+            self.engine.handle_tick();
+        } else if self.warned_unformed.elapsed() > WARN_EVERY {
+            self.warned_unformed = Instant::now();
+            self.say_who_is_missing(&self.members.borrow().formation);
+        }
+        true
+    }
+
+    fn say_who_is_missing(&self, formation: &Formation) {
+        let trouble = formation.missing().into_iter().map(|peer| {
+            let trouble = self.network.trouble(peer).unwrap_or_else(|| "no connection yet".into());
+            format!("node {peer}: {trouble}")
+        });
+        let trouble = trouble.collect::<Vec<_>>().join("; ");
+        tracing::warn!("the cluster forms when all its members have met once; still missing: {trouble}");
+    }
+
+    fn run_effect(&mut self, effect: Effect) {
+        match effect {
+            Effect::Send(message) => {
+                if !self.network.send_raft(message.to, APPLICATION_GROUP, &message) {
+                    self.engine.handle_unreachable(message.to);
+                }
+            }
+            Effect::Persist(persist) => self.tasks.push(Task::Ready(persist)),
+            Effect::Forward { to, command } => {
+                if !self.network.send_propose(to, APPLICATION_GROUP, &command) {
+                    let header = command.header();
+                    let (boot, numbers) = (header.boot, vec![header.number]);
+                    self.engine.handle_rejection(to, &Rejection { boot, numbers, reason: String::new() });
+                }
+            }
+            Effect::Reject { to, rejection } => {
+                let rejected = transport::Rejected {
+                    boot: rejection.boot,
+                    numbers: rejection.numbers,
+                    leader: self.engine.status().leader.unwrap_or(0),
+                    term: self.engine.status().term,
+                    reason: rejection.reason,
+                };
+                self.network.send_rejected(to, APPLICATION_GROUP, &rejected);
+            }
+            Effect::Failed { token, failure } => self.completions.push(Completion::Failed { token, failure }),
+            Effect::Barrier { token, index } => self.completions.push(Completion::Barrier { token, index }),
+            Effect::Leadership(leadership) => {
+                let (term, leader) = (leadership.term, leadership.leader);
+                match leader {
+                    Some(leader) => tracing::info!(term, leader, "node {leader} leads in term {term}"),
+                    None => tracing::info!(term, "no leader in term {term}"),
+                }
+                self.completions.push(Completion::Leadership(leadership));
+            }
+        }
+    }
+
+    /// Hands out what is applied, as long as the application keeps up (rule C1).
+    fn hand_out(&mut self) -> Result<(), Stop> {
+        let mut unapplied = self.port.completions.unapplied_bytes();
+        while unapplied < self.options.tuning.max_unapplied_bytes {
+            let Some(batch) = self.engine.hand_out(APPLY_BYTES)? else { break };
+            unapplied += batch.bytes;
+            let (entries, through, bytes) = (batch.entries, batch.through, batch.bytes);
+            self.completions.push(Completion::Apply { entries, through, bytes });
+        }
+        Ok(())
+    }
+
+    fn publish_status(&mut self) {
+        let engine = self.engine.status();
+        let members = self.members.borrow();
+        let peers = engine.peers.into_iter().map(|(id, progress)| PeerStatus {
+            id,
+            address: self.network.address_of(id).unwrap_or_default(),
+            connected: self.network.connected(id),
+            matched: progress.map(|progress| progress.matched),
+            state: progress.map(|progress| progress.state),
+        });
+        let status = Status {
+            id: self.id,
+            role: if members.formation.is_formed() { engine.role } else { "forming" },
+            term: engine.term,
+            leader: engine.leader,
+            commit: engine.commit,
+            applied: engine.applied,
+            first_index: engine.first_index,
+            last_index: engine.last_index,
+            timestamp_ns: engine.timestamp_ns,
+            boot: members.record.boot,
+            pending_proposals: engine.pending_proposals,
+            reproposals: engine.reproposals,
+            duplicates_skipped: engine.duplicates_skipped,
+            fsyncs: self.figures.fsyncs,
+            fsync_last_ns: self.figures.last_fsync.as_nanos() as u64,
+            fsync_max_ns: self.figures.max_fsync.as_nanos() as u64,
+            log_bytes: self.figures.bytes,
+            peers: peers.collect(),
+        };
+        *self.port.status.lock() = status;
+    }
+
+    /// Ends both threads' work in bounded time; `in_order` writes what is still to be written.
+    async fn shut_down(mut self, in_order: bool) {
+        self.network.shutdown();
+        let _ = tokio::time::timeout(NETWORK_STOP, self.network.join()).await;
+        self.persister.write(&mut self.tasks);
+        self.persister.stop();
+        // The directory is free again when the thread has ended. A disk that hangs is not waited for: the thread ends
+        // with its fsync, and holds nothing that anybody waits for.
+        let patience = Instant::now() + if in_order { Duration::from_secs(2) } else { NETWORK_STOP };
+        while !self.persister.is_stopped() && Instant::now() < patience {
+            let _ = tokio::time::timeout(Duration::from_millis(5), self.wake.notified()).await;
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What a node is started with.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::port::Port;
+use crate::engine::NodeId;
+
+/// Everything about one node.
+pub struct Options {
+    /// This node's id.
+    pub id: NodeId,
+    /// All members at the bootstrap: ids and `host:port`.
+    pub members: BTreeMap<NodeId, String>,
+    /// Nodes of another cluster are refused.
+    pub cluster: String,
+    /// Where log and identity live; `None` is memory, which nothing survives.
+    pub data_dir: Option<PathBuf>,
+    /// Where to listen.
+    pub listen: Listen,
+    /// Where peers are told to reach this node; default: its address in `members`.
+    pub advertise: Option<String>,
+    /// Times and limits.
+    pub tuning: Tuning,
+    /// Where raft-rs logs to.
+    pub logger: slog::Logger,
+    /// Where everything else logs to, on the node's own threads.
+    pub dispatch: tracing::Dispatch,
+}
+
+/// Where to listen.
+pub enum Listen {
+    /// `host:port`, bound by the node.
+    Address(String),
+    /// A bound and listening socket.
+    Socket(std::net::TcpListener),
+}
+
+/// Times and limits. The Python `Config` documents each and holds the defaults.
+#[derive(Clone, Debug)]
+pub struct Tuning {
+    /// Without word of a leader for this long, up to twice this long, a node calls an election.
+    pub election_timeout: Duration,
+    /// Time between a leader's heartbeats.
+    pub heartbeat_interval: Duration,
+    /// Largest payload of a command.
+    pub max_entry_bytes: u64,
+    /// Bytes of entries in one message to a peer.
+    pub max_message_bytes: u64,
+    /// Messages on their way to a peer before it has acknowledged any.
+    pub max_inflight_messages: usize,
+    /// Bytes of uncommitted entries in a leader's log.
+    pub max_uncommitted_bytes: u64,
+    /// Bytes of commands handed to the application and not yet applied by it.
+    pub max_unapplied_bytes: usize,
+    /// Bytes of entries kept in memory for peers and readers.
+    pub entry_cache_bytes: usize,
+    /// Listen beyond loopback though nothing is encrypted.
+    pub insecure: bool,
+}
+
+impl Tuning {
+    /// Ticks between heartbeats: elections are timed with this resolution.
+    pub const HEARTBEAT_TICKS: u32 = 4;
+
+    /// The time between two ticks.
+    pub fn tick(&self) -> Duration {
+        (self.heartbeat_interval / Self::HEARTBEAT_TICKS).max(Duration::from_millis(1))
+    }
+
+    /// Ticks in an election timeout.
+    pub fn election_ticks(&self) -> usize {
+        let ticks = self.election_timeout.as_nanos() / self.tick().as_nanos().max(1);
+        usize::try_from(ticks).unwrap_or(usize::MAX / 4).max(Self::HEARTBEAT_TICKS as usize + 1)
+    }
+}
+
+/// A node that is starting.
+pub struct Spawned {
+    /// Its queues.
+    pub port: Port,
+    /// Its thread; ends after [`super::port::Completion::Stopped`].
+    pub thread: JoinHandle<()>,
+}
+
+/// Why not even a thread could be started.
+#[derive(Debug, thiserror::Error)]
+#[error("the node's thread cannot be started: {0}")]
+pub struct SpawnError(#[from] pub std::io::Error);

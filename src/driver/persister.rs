@@ -1,0 +1,177 @@
+//! The thread that keeps the log: it drains its whole queue into one atomic batch, fsyncs once, and answers.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::Notify;
+
+use crate::engine::{Persist, APPLICATION_GROUP};
+use crate::storage::{Batch, Figures, GroupWrite, LogWriter, StorageError};
+
+/// What the thread is asked to write.
+pub enum Task {
+    /// A Ready of the engine.
+    Ready(Persist),
+    /// A record of the node itself; answered by its number.
+    NodeRecord {
+        /// Given back in [`Answer::node_record`].
+        number: u64,
+        /// Key and value.
+        record: (Vec<u8>, Vec<u8>),
+    },
+}
+
+/// What has become durable since the last look.
+#[derive(Default)]
+pub struct Answer {
+    /// The highest Ready.
+    pub ready: Option<u64>,
+    /// The highest node record.
+    pub node_record: Option<u64>,
+    /// The log failed: nothing is answered any more.
+    pub failure: Option<StorageError>,
+    /// Figures as of the last write.
+    pub figures: Figures,
+}
+
+#[derive(Default)]
+struct Queue {
+    tasks: Vec<Task>,
+    stop: bool,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    work: Condvar,
+    answer: Mutex<Answer>,
+    driver: Arc<Notify>,
+}
+
+/// The driver's handle on the persist thread.
+pub struct Persister {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Persister {
+    /// Starts the thread; it notifies `driver` of every answer.
+    pub fn start(
+        writer: Box<dyn LogWriter>,
+        driver: Arc<Notify>,
+        name: String,
+        dispatch: tracing::Dispatch,
+    ) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            work: Condvar::new(),
+            answer: Mutex::new(Answer { figures: writer.figures(), ..Default::default() }),
+            driver,
+        });
+        let theirs = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            let _logging = tracing::dispatcher::set_default(&dispatch);
+            run(writer, &theirs);
+        })?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Hands tasks over, in order; `tasks` is left empty.
+    pub fn write(&self, tasks: &mut Vec<Task>) {
+        if tasks.is_empty() {
+            return;
+        }
+        self.shared.queue.lock().tasks.append(tasks);
+        self.shared.work.notify_one();
+    }
+
+    /// Takes what has been answered since the last call.
+    pub fn take_answer(&self) -> Answer {
+        let mut answer = self.shared.answer.lock();
+        let figures = answer.figures;
+        std::mem::replace(&mut *answer, Answer { figures, ..Default::default() })
+    }
+
+    /// Asks the thread to write what it has and end.
+    pub fn stop(&mut self) {
+        self.shared.queue.lock().stop = true;
+        self.shared.work.notify_one();
+    }
+
+    /// The thread has ended, and with it the hold on the data directory.
+    pub fn is_stopped(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+}
+
+impl Drop for Persister {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn run(mut writer: Box<dyn LogWriter>, shared: &Shared) {
+    let mut housekeeping = Some(Duration::ZERO);
+    loop {
+        let (tasks, stop) = next_tasks(shared, housekeeping);
+        let outcome = if tasks.is_empty() { Ok(()) } else { write(writer.as_mut(), tasks, shared) };
+        match outcome.and_then(|()| writer.maintain()) {
+            Ok(next) => housekeeping = next,
+            // A failed write or fsync left the disk in an unknown state: nothing is answered any more, not even what
+            // comes next and might succeed (design decision 3).
+            Err(error) => {
+                shared.answer.lock().failure = Some(error);
+                shared.driver.notify_one();
+                return;
+            }
+        }
+        if stop {
+            drop(writer);
+            shared.driver.notify_one();
+            return;
+        }
+    }
+}
+
+/// Waits for tasks, or until housekeeping is due.
+fn next_tasks(shared: &Shared, housekeeping: Option<Duration>) -> (Vec<Task>, bool) {
+    let mut queue = shared.queue.lock();
+    if queue.tasks.is_empty() && !queue.stop {
+        match housekeeping {
+            Some(pause) => {
+                shared.work.wait_for(&mut queue, pause);
+            }
+            None => shared.work.wait(&mut queue),
+        }
+    }
+    (std::mem::take(&mut queue.tasks), queue.stop)
+}
+
+fn write(writer: &mut dyn LogWriter, tasks: Vec<Task>, shared: &Shared) -> Result<(), StorageError> {
+    let mut batch = Batch::default();
+    let (mut ready, mut node_record) = (None, None);
+    for task in tasks {
+        match task {
+            Task::Ready(Persist { number, entries, hard_state, sync }) => {
+                ready = ready.max(Some(number));
+                batch.sync |= sync;
+                let group = APPLICATION_GROUP;
+                batch.groups.push(GroupWrite { group, entries, hard_state, ..Default::default() });
+            }
+            Task::NodeRecord { number, record } => {
+                node_record = Some(number);
+                batch.sync = true;
+                batch.node_records.push(record);
+            }
+        }
+    }
+    writer.write(batch)?;
+    let mut answer = shared.answer.lock();
+    answer.ready = answer.ready.max(ready);
+    answer.node_record = answer.node_record.max(node_record);
+    answer.figures = writer.figures();
+    drop(answer);
+    shared.driver.notify_one();
+    Ok(())
+}

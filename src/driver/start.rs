@@ -1,0 +1,149 @@
+//! From options to a node that listens: open the log, count the boot up, bind.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::rc::Rc;
+
+use super::gate::Members;
+use super::identity::{self, NodeRecord, RecordError};
+use super::options::{Listen, Options};
+use crate::engine::formation::Stage;
+use crate::engine::{Engine, Fault, NodeId, Settings, APPLICATION_GROUP, BOOTSTRAP};
+use crate::storage::{self, Batch, GroupState, GroupWrite, LogWriter, Opened, StorageError};
+
+/// Why a node does not start; one sentence that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// It is another node's.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The engine refuses the log.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// The address cannot be bound.
+    #[error("cannot listen on {address}: {source}; is another process using it, and is it an address of this machine?")]
+    Listen {
+        /// Which address.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// An address that others reach, without encryption.
+    #[error(
+        "{0} is not a loopback address and nothing is encrypted: whoever reaches it can take part in the cluster; listen \
+         on loopback, or set insecure=True if the network keeps strangers out"
+    )]
+    Exposed(SocketAddr),
+}
+
+/// What a node starts with.
+pub struct Started {
+    /// The engine, at the end of its log.
+    pub engine: Engine,
+    /// For the persist thread.
+    pub writer: Box<dyn LogWriter>,
+    /// For gate and driver.
+    pub members: Rc<RefCell<Members>>,
+    /// Bound.
+    pub listener: TcpListener,
+}
+
+/// Opens the data directory, makes the next boot number durable, then binds (rule S2).
+pub fn start(options: &mut Options) -> Result<Started, StartError> {
+    let Opened { mut writer, reader, mut groups, node_records } = match &options.data_dir {
+        Some(dir) => storage::disk::open(dir)?,
+        None => storage::memory::open(),
+    };
+    let stored = node_records.get(identity::KEY).map(Vec::as_slice);
+    let record = NodeRecord::boot(stored, options.id, &options.cluster)?;
+    let mut batch = Batch { sync: true, node_records: vec![node_record(&record)], ..Default::default() };
+    let state = groups.remove(&APPLICATION_GROUP).unwrap_or_else(|| {
+        let (state, write) = bootstrap();
+        batch.groups.push(write);
+        state
+    });
+    writer.write(batch)?;
+    // A cluster that forms during this start elects its first leader at once.
+    let fresh = !matches!(record.stage, Stage::Formed(_));
+    let settings = settings(options, &record);
+    let engine = Engine::new(&settings, state, reader, &options.logger, fresh)?;
+    let listener = listen(options)?;
+    let advertise = options.advertise.clone().or_else(|| options.members.get(&options.id).cloned());
+    let members = Members::new(record, advertise.unwrap_or_default(), options.members.clone());
+    Ok(Started { engine, writer, members: Rc::new(RefCell::new(members)), listener })
+}
+
+/// The node record as the log keeps it.
+pub fn node_record(record: &NodeRecord) -> (Vec<u8>, Vec<u8>) {
+    (identity::KEY.to_vec(), record.encode())
+}
+
+fn bootstrap() -> (GroupState, GroupWrite) {
+    let mut state = GroupState { truncated: BOOTSTRAP, last_index: BOOTSTRAP.0, ..Default::default() };
+    state.hard_state.term = BOOTSTRAP.1;
+    state.hard_state.commit = BOOTSTRAP.0;
+    let write = GroupWrite {
+        group: APPLICATION_GROUP,
+        truncated: Some(BOOTSTRAP),
+        hard_state: Some(state.hard_state.clone()),
+        ..Default::default()
+    };
+    (state, write)
+}
+
+fn settings(options: &Options, record: &NodeRecord) -> Settings {
+    let tuning = &options.tuning;
+    Settings {
+        id: options.id,
+        boot: record.boot,
+        voters: options.members.keys().copied().collect::<Vec<NodeId>>(),
+        election_ticks: tuning.election_ticks(),
+        heartbeat_ticks: super::options::Tuning::HEARTBEAT_TICKS as usize,
+        max_message_bytes: tuning.max_message_bytes,
+        max_inflight_messages: tuning.max_inflight_messages,
+        max_uncommitted_bytes: tuning.max_uncommitted_bytes,
+        max_fresh_bytes: tuning.max_unapplied_bytes,
+        entry_cache_bytes: tuning.entry_cache_bytes,
+    }
+}
+
+fn listen(options: &mut Options) -> Result<TcpListener, StartError> {
+    // The socket moves out of the options; what stays behind is never listened on.
+    let listener = match std::mem::replace(&mut options.listen, Listen::Address(String::new())) {
+        Listen::Socket(listener) => listener,
+        Listen::Address(address) => {
+            bind(&address).map_err(|source| StartError::Listen { address: address.clone(), source })?
+        }
+    };
+    let bound = listener
+        .local_addr()
+        .map_err(|source| StartError::Listen { address: "the socket given as listen=".into(), source })?;
+    if !bound.ip().is_loopback() && !options.tuning.insecure {
+        return Err(StartError::Exposed(bound));
+    }
+    Ok(listener)
+}
+
+fn bind(address: &str) -> std::io::Result<TcpListener> {
+    let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
+    for address in address.to_socket_addrs()? {
+        let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+        // Without it, an address stays taken for a minute after a restart.
+        #[cfg(unix)]
+        socket.set_reuse_address(true)?;
+        match socket.bind(&address.into()).and_then(|()| socket.listen(1024)) {
+            Ok(()) => return Ok(socket.into()),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// The members as text.
+pub fn peers(members: &BTreeMap<NodeId, String>, me: NodeId) -> impl Iterator<Item = (NodeId, &String)> {
+    members.iter().filter(move |(id, _)| **id != me).map(|(id, address)| (*id, address))
+}

@@ -1,0 +1,294 @@
+//! Whole nodes on loopback: threads, sockets, files.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::mpsc::{channel, Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use super::port::{now_ns, Failure, Request, Token};
+use super::*;
+use crate::engine::command::Command;
+
+/// No test waits longer for anything.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+struct WakeTest(Sender<()>);
+
+impl Wake for WakeTest {
+    fn wake(&self) {
+        // The test may be over.
+        let _ = self.0.send(());
+    }
+}
+
+/// A node and what it has told so far.
+struct Host {
+    spawned: Spawned,
+    woken: Receiver<()>,
+    queue: VecDeque<Completion>,
+    applied: Vec<(u64, Vec<u8>)>,
+    resolved: BTreeMap<Token, u64>,
+    failed: BTreeMap<Token, Failure>,
+    barriers: BTreeMap<Token, u64>,
+    ranges: BTreeMap<Token, usize>,
+    leadership: port::Leadership,
+    listening: bool,
+    stopped: Option<Option<Fatal>>,
+}
+
+impl Host {
+    fn start(options: Options) -> Self {
+        let (sender, woken) = channel();
+        Self {
+            spawned: spawn(options, Box::new(WakeTest(sender))).unwrap(),
+            woken,
+            queue: VecDeque::new(),
+            applied: Vec::new(),
+            resolved: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            barriers: BTreeMap::new(),
+            ranges: BTreeMap::new(),
+            leadership: port::Leadership::default(),
+            listening: false,
+            stopped: None,
+        }
+    }
+
+    /// Takes in what the node says until `done`.
+    fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            self.drain();
+            if done(self) {
+                return;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.woken.recv_timeout(left).is_err() && !done(self) {
+                panic!("never: {what}; stopped: {:?}, status: {:?}", self.stopped, self.spawned.port.status.lock());
+            }
+        }
+    }
+
+    fn drain(&mut self) {
+        let port = self.spawned.port.clone();
+        port.completions.acknowledge_wake();
+        port.completions.take(&mut self.queue);
+        while let Some(completion) = self.queue.pop_front() {
+            match completion {
+                Completion::Apply { entries, through, bytes } => {
+                    for entry in entries {
+                        self.applied.push((entry.index, entry.command.payload().to_vec()));
+                        if let Some(token) = entry.token {
+                            assert_eq!(self.resolved.insert(token, entry.index), None);
+                        }
+                    }
+                    port.cursor.set_applied(through);
+                    port.completions.consumed(bytes);
+                    port.inbox.nudge();
+                }
+                Completion::Failed { token, failure } => {
+                    self.failed.insert(token, failure);
+                }
+                Completion::Barrier { token, index } => {
+                    self.barriers.insert(token, index);
+                }
+                Completion::Range { token, result } => {
+                    self.ranges.insert(token, result.unwrap().0.len());
+                }
+                Completion::Leadership(leadership) => self.leadership = leadership,
+                Completion::Stopped { fatal } => self.stopped = Some(fatal),
+                Completion::Listening { .. } => self.listening = true,
+            }
+        }
+    }
+
+    fn propose(&self, token: Token, payload: &[u8]) {
+        let command = Command::new(payload);
+        self.spawned.port.inbox.propose(port::Proposal { token, command, deadline_ns: None });
+    }
+
+    fn close(mut self) -> Option<Fatal> {
+        self.spawned.port.inbox.request(Request::Close { drain: Duration::ZERO });
+        self.until("stopped", |host| host.stopped.is_some());
+        self.spawned.thread.join().unwrap();
+        self.stopped.unwrap()
+    }
+}
+
+fn tuning() -> Tuning {
+    Tuning {
+        election_timeout: Duration::from_millis(300),
+        heartbeat_interval: Duration::from_millis(40),
+        max_entry_bytes: 1 << 20,
+        max_message_bytes: 1 << 20,
+        max_inflight_messages: 64,
+        max_uncommitted_bytes: 1 << 26,
+        max_unapplied_bytes: 1 << 22,
+        entry_cache_bytes: 1 << 22,
+        insecure: false,
+    }
+}
+
+/// `nodes` bound sockets and the members they make.
+fn sockets(nodes: u64) -> (Vec<TcpListener>, BTreeMap<u64, String>) {
+    let sockets = (0..nodes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect::<Vec<_>>();
+    let addresses = sockets.iter().map(|socket| socket.local_addr().unwrap().to_string());
+    let members = (1..=nodes).zip(addresses).collect();
+    (sockets, members)
+}
+
+fn options(id: u64, members: &BTreeMap<u64, String>, listen: Listen, data_dir: Option<&Path>) -> Options {
+    Options {
+        id,
+        members: members.clone(),
+        cluster: "test".into(),
+        data_dir: data_dir.map(|dir| dir.join(id.to_string())),
+        listen,
+        advertise: None,
+        tuning: tuning(),
+        logger: slog::Logger::root(slog::Discard, slog::o!()),
+        dispatch: tracing::Dispatch::none(),
+    }
+}
+
+fn cluster(nodes: u64, data_dir: Option<&Path>) -> (BTreeMap<u64, Host>, BTreeMap<u64, String>) {
+    let (sockets, members) = sockets(nodes);
+    let hosts = sockets.into_iter().zip(1..).map(|(socket, id)| {
+        (id, Host::start(options(id, &members, Listen::Socket(socket), data_dir)))
+    });
+    (hosts.collect(), members)
+}
+
+fn everybody_applies(hosts: &mut BTreeMap<u64, Host>, count: usize) {
+    for host in hosts.values_mut() {
+        host.until("applied", |host| host.applied.len() >= count);
+        assert_eq!(host.applied.len(), count);
+    }
+    let first = hosts[&1].applied.clone();
+    assert!(hosts.values().all(|host| host.applied == first));
+}
+
+#[test]
+fn three_nodes_form_a_cluster_and_agree() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut hosts, members) = cluster(3, Some(dir.path()));
+    for (id, host) in &hosts {
+        for n in 0..100 {
+            host.propose(n, format!("{id}:{n}").as_bytes());
+        }
+    }
+    everybody_applies(&mut hosts, 300);
+    for host in hosts.values_mut() {
+        host.until("resolved", |host| host.resolved.len() == 100);
+        let deadline_ns = Some(now_ns() + 10_000_000_000);
+        host.spawned.port.inbox.request(Request::ReadBarrier { token: 1_000, deadline_ns });
+        host.spawned.port.inbox.request(Request::ReadApplied { token: 1_001, after: 0, max_bytes: 1 << 20 });
+        host.until("barrier and range", |host| host.barriers.len() == 1 && host.ranges.len() == 1);
+        assert_eq!(host.ranges[&1_001], 100 * 3);
+    }
+    // One goes, the others go on; it comes back and catches up.
+    assert_eq!(hosts.remove(&2).unwrap().close(), None);
+    hosts[&1].propose(2_000, b"without node 2");
+    for id in [1, 3] {
+        hosts.get_mut(&id).unwrap().until("applied", |host| host.applied.len() == 301);
+    }
+    let listen = Listen::Address(members[&2].clone());
+    hosts.insert(2, Host::start(options(2, &members, listen, Some(dir.path()))));
+    everybody_applies(&mut hosts, 301);
+    let boot = hosts[&2].spawned.port.status.lock().boot;
+    assert_eq!(boot, 2);
+    for (_, host) in hosts {
+        assert_eq!(host.close(), None);
+    }
+}
+
+#[test]
+fn all_stopped_at_once_come_back_with_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut hosts, members) = cluster(3, Some(dir.path()));
+    for n in 0..50 {
+        hosts[&1].propose(n, &n.to_le_bytes());
+    }
+    everybody_applies(&mut hosts, 50);
+    for (_, host) in hosts {
+        host.close();
+    }
+    let mut hosts = (1..=3)
+        .map(|id| (id, Host::start(options(id, &members, Listen::Address(members[&id].clone()), Some(dir.path())))))
+        .collect();
+    everybody_applies(&mut hosts, 50);
+}
+
+#[test]
+fn a_single_node_in_memory_leads_at_once() {
+    let (mut hosts, _) = cluster(1, None);
+    let host = hosts.get_mut(&1).unwrap();
+    host.until("leads", |host| host.leadership.leading_from.is_some());
+    host.propose(1, b"x");
+    host.until("resolved", |host| host.resolved.len() == 1);
+}
+
+#[test]
+fn m1_a_wiped_directory_does_not_come_back_under_its_old_id() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut hosts, members) = cluster(3, Some(dir.path()));
+    hosts[&1].propose(1, b"x");
+    everybody_applies(&mut hosts, 1);
+    hosts.remove(&3).unwrap().close();
+    std::fs::remove_dir_all(dir.path().join("3")).unwrap();
+    let mut wiped = Host::start(options(3, &members, Listen::Address(members[&3].clone()), Some(dir.path())));
+    wiped.until("listens", |host| host.listening);
+    // The others go on without it, and it hears nothing from them.
+    for n in 1..=50 {
+        hosts[&1].propose(n + 1, b"y");
+        hosts.get_mut(&1).unwrap().until("goes on", |host| host.applied.len() as u64 == n + 1);
+    }
+    wiped.drain();
+    let status = wiped.spawned.port.status.lock().clone();
+    assert_eq!((status.role, status.commit), ("forming", 1));
+    assert!(wiped.applied.is_empty());
+}
+
+#[test]
+fn a_call_ends_at_its_deadline_and_at_close() {
+    let (_sockets, members) = sockets(3);
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut host = Host::start(options(1, &members, Listen::Socket(socket), None));
+    let inbox = host.spawned.port.inbox.clone();
+    let deadline_ns = Some(now_ns() + 1_000_000);
+    inbox.propose(port::Proposal { token: 1, command: Command::new(b""), deadline_ns });
+    inbox.request(Request::ReadBarrier { token: 2, deadline_ns });
+    host.until("timed out", |host| host.failed.len() == 2);
+    assert!(matches!(host.failed[&1], Failure::TimedOutUnsent { .. }));
+    assert_eq!(host.failed[&2], Failure::TimedOut);
+    host.propose(3, b"");
+    inbox.request(Request::Close { drain: Duration::ZERO });
+    host.until("stopped", |host| host.stopped.is_some());
+    assert_eq!(host.failed[&3], Failure::ClosedUnsent);
+}
+
+#[test]
+fn what_prevents_a_start_is_said_in_a_sentence() {
+    let (sockets, members) = sockets(1);
+    let refused = |options: Options| {
+        let mut host = Host::start(options);
+        host.until("stopped", |host| host.stopped.is_some());
+        host.stopped.unwrap().unwrap().message
+    };
+    let taken = sockets[0].local_addr().unwrap().to_string();
+    let message = refused(options(1, &members, Listen::Address(taken.clone()), None));
+    assert!(message.contains(&taken) && message.contains("another process"), "{message}");
+    let message = refused(options(1, &members, Listen::Address("0.0.0.0:0".into()), None));
+    assert!(message.contains("insecure=True"), "{message}");
+    let dir = tempfile::tempdir().unwrap();
+    let listen = || Listen::Address("127.0.0.1:0".into());
+    let mut first = Host::start(options(1, &members, listen(), Some(dir.path())));
+    first.until("leads", |host| host.leadership.leading_from.is_some());
+    let message = refused(options(1, &members, listen(), Some(dir.path())));
+    assert!(message.contains(&dir.path().join("1").display().to_string()), "{message}");
+    first.close();
+    let foreign = Options { cluster: "other".into(), ..options(1, &members, listen(), Some(dir.path())) };
+    let message = refused(foreign);
+    assert!(message.contains("cluster \"test\""), "{message}");
+}

@@ -1,0 +1,257 @@
+//! The engine's cursor and the application's (rules C1, C5).
+//!
+//! The engine applies what is committed at once: sessions and time. The application's state machine may lag behind; what
+//! it has yet to see is kept up to a number of bytes, and beyond that read again from the log.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use raft::eraftpb::Entry;
+
+use super::command::{Command, Header};
+use super::log_view::LogView;
+use super::session::{Sessions, Verdict};
+use super::{Applied, Fault, Token};
+
+/// What one entry occupies in a queue beyond its payload, roughly.
+const ENTRY_OVERHEAD_BYTES: usize = 64;
+
+/// Some applied commands on their way to the application.
+#[derive(Debug)]
+pub struct Batch {
+    /// The commands, in log order.
+    pub entries: Vec<Applied>,
+    /// The application's cursor once it has applied them.
+    pub through: u64,
+    /// What they occupy.
+    pub bytes: usize,
+}
+
+/// The replicated state of the engine, and what of it the application has yet to see.
+pub struct Applier {
+    sessions: Sessions,
+    timestamp_ns: u64,
+    applied: u64,
+    /// Indexes of commands that were skipped, ascending: they are skipped again whenever the log is read again.
+    skipped: Vec<u64>,
+    /// The application has been handed everything through this index.
+    handed: u64,
+    fresh: VecDeque<Applied>,
+    /// Everything in `handed..fresh_through` is in `fresh`, is the engine's own, or was skipped.
+    fresh_through: u64,
+    fresh_bytes: usize,
+    fresh_bytes_max: usize,
+    /// Waiters of entries beyond `fresh_through`.
+    tokens: BTreeMap<u64, Token>,
+}
+
+fn weight(payload: &Command) -> usize {
+    payload.as_bytes().len() + ENTRY_OVERHEAD_BYTES
+}
+
+impl Applier {
+    /// Nothing is applied beyond `index`, where the log begins.
+    pub fn new(index: u64, fresh_bytes_max: usize) -> Self {
+        Self {
+            sessions: Sessions::default(),
+            timestamp_ns: 0,
+            applied: index,
+            skipped: Vec::new(),
+            handed: index,
+            fresh: VecDeque::new(),
+            fresh_through: index,
+            fresh_bytes: 0,
+            fresh_bytes_max,
+            tokens: BTreeMap::new(),
+        }
+    }
+
+    /// The engine's cursor.
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// Replicated time at the engine's cursor.
+    pub fn timestamp_ns(&self) -> u64 {
+        self.timestamp_ns
+    }
+
+    /// Commands skipped because they were applied before.
+    pub fn skipped(&self) -> u64 {
+        self.skipped.len() as u64
+    }
+
+    /// Passes over an entry that is none of the application's.
+    pub fn pass(&mut self, index: u64) {
+        if self.fresh_through + 1 == index {
+            self.fresh_through = index;
+        }
+        self.applied = index;
+    }
+
+    /// Applies a command; `waiter` tells who waits for it, if it is applied and is this node's own.
+    pub fn apply(&mut self, entry: Entry, waiter: impl FnOnce(&Header) -> Option<Token>) -> Result<(), Fault> {
+        let (index, term) = (entry.index, entry.term);
+        let command = Command::from_bytes(entry.data).map_err(|source| Fault::Entry { index, source })?;
+        let header = command.header();
+        self.timestamp_ns = self.timestamp_ns.max(header.timestamp_ns);
+        if self.sessions.admit(&header) == Verdict::Skip {
+            self.skipped.push(index);
+            self.pass(index);
+            return Ok(());
+        }
+        let token = waiter(&header);
+        if self.fresh_through + 1 == index && self.fresh_bytes < self.fresh_bytes_max {
+            self.fresh_bytes += weight(&command);
+            self.fresh.push_back(Applied { index, term, command, token });
+            self.fresh_through = index;
+        } else if let Some(token) = token {
+            self.tokens.insert(index, token);
+        }
+        self.applied = index;
+        Ok(())
+    }
+
+    /// The next commands for the application, about `max_bytes` of them; `None` if it has been handed everything.
+    pub fn hand_out(&mut self, log: &LogView, max_bytes: usize) -> Result<Option<Batch>, Fault> {
+        if self.handed == self.applied {
+            return Ok(None);
+        }
+        if self.fresh.is_empty() && self.fresh_through == self.handed {
+            return self.hand_out_from_log(log, max_bytes).map(Some);
+        }
+        let mut batch = Batch { entries: Vec::with_capacity(self.fresh.len()), through: 0, bytes: 0 };
+        while batch.bytes < max_bytes {
+            let Some(applied) = self.fresh.pop_front() else { break };
+            batch.bytes += weight(&applied.command);
+            batch.entries.push(applied);
+        }
+        self.fresh_bytes -= batch.bytes;
+        batch.through = match (self.fresh.is_empty(), batch.entries.last()) {
+            (false, Some(last)) => last.index,
+            _ => self.fresh_through,
+        };
+        self.handed = batch.through;
+        Ok(Some(batch))
+    }
+
+    fn hand_out_from_log(&mut self, log: &LogView, max_bytes: usize) -> Result<Batch, Fault> {
+        let (entries, through) = self.read_again(log, self.handed, self.applied, max_bytes as u64)?;
+        let mut batch = Batch { entries, through, bytes: 0 };
+        for applied in &mut batch.entries {
+            applied.token = self.tokens.remove(&applied.index);
+            batch.bytes += weight(&applied.command);
+        }
+        self.handed = through;
+        self.fresh_through = through;
+        Ok(batch)
+    }
+
+    /// Applied commands after index `after`, through `end` at most, and the index through which they are complete.
+    pub fn read_again(
+        &self,
+        log: &LogView,
+        after: u64,
+        end: u64,
+        max_bytes: u64,
+    ) -> Result<(Vec<Applied>, u64), Fault> {
+        let entries = log.read(after + 1, end + 1, max_bytes)?;
+        let through = entries.last().map_or(after, |last| last.index);
+        let commands = entries.into_iter().filter(|entry| !entry.data.is_empty());
+        let applied = commands.filter(|entry| self.skipped.binary_search(&entry.index).is_err()).map(|entry| {
+            let (index, term) = (entry.index, entry.term);
+            let command = Command::from_bytes(entry.data).map_err(|source| Fault::Entry { index, source })?;
+            Ok(Applied { index, term, command, token: None })
+        });
+        Ok((applied.collect::<Result<_, Fault>>()?, through))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use raft::eraftpb::ConfState;
+
+    use super::*;
+    use crate::storage::{memory, GroupState};
+
+    fn entry(index: u64, number: u64) -> Entry {
+        let mut command = Command::new(&[index as u8; 100]);
+        command.set_origin(1, 1, number);
+        command.set_floor(1);
+        Entry { index, term: 2, data: command.into_bytes(), ..Default::default() }
+    }
+
+    fn noop(index: u64) -> Entry {
+        Entry { index, term: 2, ..Default::default() }
+    }
+
+    /// An applier and a log that hold `entries`, from index 2 on.
+    fn applied(entries: &[Entry], fresh_bytes_max: usize) -> (Applier, LogView) {
+        let state = GroupState { truncated: (1, 1), last_index: 1, ..Default::default() };
+        let mut log = LogView::new(1, state, ConfState::default(), Arc::clone(&memory::open().reader), usize::MAX);
+        log.append(1, entries);
+        let mut applier = Applier::new(1, fresh_bytes_max);
+        for entry in entries {
+            match entry.data.is_empty() {
+                true => applier.pass(entry.index),
+                false => applier.apply(entry.clone(), |header| Some(header.number * 10)).unwrap(),
+            }
+        }
+        (applier, log)
+    }
+
+    fn drain(applier: &mut Applier, log: &LogView, max_bytes: usize) -> (Vec<(u64, Option<Token>)>, Vec<u64>) {
+        let (mut seen, mut cursors) = (Vec::new(), Vec::new());
+        while let Some(batch) = applier.hand_out(log, max_bytes).unwrap() {
+            seen.extend(batch.entries.iter().map(|applied| (applied.index, applied.token)));
+            cursors.push(batch.through);
+        }
+        (seen, cursors)
+    }
+
+    #[test]
+    fn c1_what_does_not_fit_is_read_again_with_the_same_verdicts_and_waiters() {
+        let entries = [noop(2), entry(3, 1), entry(4, 2), entry(5, 1), noop(6), entry(7, 3), entry(8, 2), noop(9)];
+        let expected = vec![(3, Some(10)), (4, Some(20)), (7, Some(30))];
+        for fresh_bytes_max in [0, 1, 300, usize::MAX] {
+            for max_bytes in [1, 250, usize::MAX] {
+                let (mut applier, log) = applied(&entries, fresh_bytes_max);
+                let (seen, cursors) = drain(&mut applier, &log, max_bytes);
+                assert_eq!(seen, expected, "fresh {fresh_bytes_max}, batch {max_bytes}");
+                assert_eq!(cursors.last(), Some(&9));
+                assert!(cursors.is_sorted());
+                assert_eq!(applier.skipped(), 2);
+            }
+        }
+    }
+
+    #[test]
+    fn c5_a_second_reading_skips_the_duplicates_too() {
+        let (applier, log) = applied(&[entry(2, 1), entry(3, 1), entry(4, 2)], usize::MAX);
+        let (again, through) = applier.read_again(&log, 1, 4, u64::MAX).unwrap();
+        assert_eq!(again.iter().map(|applied| applied.index).collect::<Vec<_>>(), [2, 4]);
+        assert_eq!(through, 4);
+        assert_eq!(applier.read_again(&log, 4, 4, u64::MAX).unwrap().1, 4);
+    }
+
+    #[test]
+    fn time_never_runs_back_along_the_log() {
+        let stamped = |index, number, stamp| {
+            let mut command = Command::new(b"");
+            command.set_origin(1, 1, number);
+            command.set_time(stamp, 0);
+            Entry { index, term: 2, data: command.into_bytes(), ..Default::default() }
+        };
+        let (applier, _) = applied(&[stamped(2, 1, 500), stamped(3, 2, 400)], usize::MAX);
+        assert_eq!(applier.timestamp_ns(), 500);
+    }
+
+    #[test]
+    fn an_entry_of_a_later_format_stops_the_node() {
+        let mut damaged = entry(2, 1);
+        damaged.data[0] = 9;
+        let error = Applier::new(1, 0).apply(damaged, |_| None).unwrap_err().to_string();
+        assert!(error.contains("entry 2") && error.contains("upgrade"), "{error}");
+    }
+}

@@ -1,0 +1,610 @@
+//! The engine itself: raft-rs, and everything round it that must be right.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType};
+use raft::{ProgressState, RawNode, StateRole};
+
+use super::admission::{self, Refused};
+use super::applier::{Applier, Batch};
+use super::command::{self, Command};
+use super::log_view::LogView;
+use super::persist::{Persist, PersistQueue};
+use super::proposals::Proposals;
+use super::reads::{Reader, Reads};
+use super::time::{Now, Stamper};
+use super::{Applied, Effect, Failure, Fault, Leadership, NodeId, Rejection, Token, APPLICATION_GROUP};
+use crate::storage::{GroupState, LogReader};
+
+/// What raft-rs hands out at once for application.
+const COMMITTED_BYTES_MAX: u64 = 8 << 20;
+
+/// What the engine is started with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This node.
+    pub id: NodeId,
+    /// This start's boot number (rule S2).
+    pub boot: u64,
+    /// The voters at the bootstrap.
+    pub voters: Vec<NodeId>,
+    /// Ticks without a leader before an election; raft-rs draws between this and twice this.
+    pub election_ticks: usize,
+    /// Ticks between heartbeats.
+    pub heartbeat_ticks: usize,
+    /// Bytes of entries in one message to a peer.
+    pub max_message_bytes: u64,
+    /// Messages on their way to a peer before it has acknowledged any.
+    pub max_inflight_messages: usize,
+    /// Bytes of uncommitted entries in a leader's log.
+    pub max_uncommitted_bytes: u64,
+    /// Bytes of applied commands kept for the application before they are read from the log again.
+    pub max_fresh_bytes: usize,
+    /// Bytes of entries kept in memory for peers and readers.
+    pub entry_cache_bytes: usize,
+}
+
+/// A forwarded command at the leader.
+struct Forwarded {
+    from: NodeId,
+    command: Command,
+}
+
+/// One node's part in one Raft group.
+///
+/// Its methods are of three kinds. `handle_*` take in what happened in the world outside, and calls of the
+/// application; they are cheap and change nothing outside. [`Engine::poll`] does the work, and must follow them before the
+/// world outside waits again; its effects are to be run in order. The rest are questions.
+pub struct Engine {
+    id: NodeId,
+    pub(super) raw: RawNode<LogView>,
+    persist: PersistQueue,
+    /// The commit index moved in memory only: raft-rs does not need it on disk, a restart is quicker with it.
+    commit_unsaved: bool,
+    applier: Applier,
+    proposals: Proposals,
+    forwarded: Vec<Forwarded>,
+    /// A proposal was refused: the next attempts wait for a tick, so that two nodes do not play ping-pong.
+    hold_proposals: bool,
+    reads: Reads,
+    /// Calls whose entry or barrier stands, waiting for the application's cursor: (index, reader).
+    awaiting_application: VecDeque<(u64, Reader)>,
+    /// No deadline among them is earlier.
+    awaiting_deadline_ns: u64,
+    application_applied: u64,
+    stamper: Stamper,
+    leadership: Leadership,
+    routes: BTreeSet<NodeId>,
+    max_message_bytes: u64,
+    /// Ticks for which a newly formed cluster is urged to elect its first leader.
+    urge_ticks: usize,
+    effects: Vec<Effect>,
+}
+
+impl Engine {
+    /// Goes on where the log ends. `fresh` says that the cluster has just been formed, so that it elects a leader at once.
+    pub fn new(
+        settings: &Settings,
+        state: GroupState,
+        reader: Arc<dyn LogReader>,
+        logger: &slog::Logger,
+        fresh: bool,
+    ) -> Result<Self, Fault> {
+        let begin = state.truncated.0;
+        let conf_state = ConfState { voters: settings.voters.clone(), ..Default::default() };
+        let log = LogView::new(APPLICATION_GROUP, state, conf_state, reader, settings.entry_cache_bytes);
+        let stamper = Stamper::new(last_stamp(&log)?);
+        let config = raft::Config {
+            id: settings.id,
+            election_tick: settings.election_ticks,
+            heartbeat_tick: settings.heartbeat_ticks,
+            // Everything is replayed from where the log begins, so `applied` is never beyond the stored commit index,
+            // on which raft-rs panics.
+            applied: begin,
+            max_size_per_msg: settings.max_message_bytes,
+            max_inflight_msgs: settings.max_inflight_messages,
+            check_quorum: true,
+            pre_vote: true,
+            read_only_option: raft::ReadOnlyOption::Safe,
+            max_uncommitted_size: settings.max_uncommitted_bytes,
+            max_committed_size_per_ready: COMMITTED_BYTES_MAX,
+            ..Default::default()
+        };
+        let first_voter = settings.voters.iter().min() == Some(&settings.id);
+        let alone = settings.voters == [settings.id];
+        Ok(Self {
+            id: settings.id,
+            raw: RawNode::new(&config, log, logger)?,
+            persist: PersistQueue::default(),
+            commit_unsaved: false,
+            applier: Applier::new(begin, settings.max_fresh_bytes),
+            proposals: Proposals::new(settings.id, settings.boot),
+            forwarded: Vec::new(),
+            hold_proposals: false,
+            reads: Reads::new(settings.id, settings.boot, settings.election_ticks),
+            awaiting_application: VecDeque::new(),
+            awaiting_deadline_ns: u64::MAX,
+            application_applied: begin,
+            stamper,
+            leadership: Leadership::default(),
+            routes: BTreeSet::new(),
+            max_message_bytes: settings.max_message_bytes,
+            urge_ticks: if alone || (fresh && first_voter) { 2 * settings.election_ticks } else { 0 },
+            effects: Vec::new(),
+        })
+    }
+
+    /// A tick of the clock that elections and heartbeats are counted in.
+    pub fn handle_tick(&mut self) {
+        self.hold_proposals = false;
+        self.reads.tick();
+        if self.commit_unsaved {
+            self.commit_unsaved = false;
+            let hard_state = Some(self.raw.store().hard_state().clone());
+            self.effects.push(Effect::Persist(Persist { hard_state, ..Default::default() }));
+        }
+        let raft = &self.raw.raft;
+        // A sole voter that campaigns while a Ready of its is not durable makes raft-rs panic: it becomes leader in the
+        // same step, and its earlier Readies must not hold entries then.
+        if raft.prs().is_singleton() && raft.state != StateRole::Leader && !self.persist.is_empty() {
+            return;
+        }
+        // raft-rs campaigns on learners, too.
+        if self.urge_ticks > 0 && raft.leader_id == raft::INVALID_ID && raft.promotable() {
+            self.urge_ticks -= 1;
+            if self.urge_ticks % 2 == 1 {
+                // Refused only where an unapplied membership change is in the log; the ordinary timeout goes on then.
+                let _ = self.raw.campaign();
+            }
+        }
+        self.raw.tick();
+    }
+
+    /// A message of the authenticated peer `from`.
+    pub fn handle_message(&mut self, from: NodeId, message: Message) -> Result<(), Refused> {
+        admission::admit(&self.raw, from, &message)?;
+        // Errors of `step` say that a message came too late to matter.
+        let _ = self.raw.step(message);
+        Ok(())
+    }
+
+    /// The persist thread has written everything up to this Ready.
+    pub fn handle_persisted(&mut self, number: u64) {
+        self.persist.written(number);
+    }
+
+    /// A command of this node's application.
+    pub fn handle_proposal(&mut self, token: Token, command: Command, deadline_ns: u64) {
+        self.proposals.add(token, command, deadline_ns);
+    }
+
+    /// A command that `from` forwarded to this node as the leader. Returns whether it is really of that origin.
+    pub fn handle_forwarded(&mut self, from: NodeId, command: Command) -> bool {
+        let genuine = command.header().origin == from && self.raw.raft.prs().get(from).is_some();
+        if genuine {
+            self.forwarded.push(Forwarded { from, command });
+        }
+        genuine
+    }
+
+    /// `from` did not append commands that this node forwarded to it.
+    pub fn handle_rejection(&mut self, from: NodeId, rejection: &Rejection) {
+        for number in &rejection.numbers {
+            self.proposals.refused(rejection.boot, *number, from);
+        }
+        self.hold_proposals = true;
+    }
+
+    /// A barrier of this node's application.
+    pub fn handle_read(&mut self, reader: Reader) {
+        self.reads.add(reader);
+    }
+
+    /// The application's state machine has applied through this index.
+    pub fn handle_application_applied(&mut self, index: u64) {
+        self.application_applied = index;
+        while self.awaiting_application.front().is_some_and(|(at, _)| *at <= index) {
+            self.awaiting_application.pop_front();
+        }
+    }
+
+    /// There is a connection to this peer, perhaps another one than before.
+    pub fn handle_route(&mut self, peer: NodeId) {
+        self.handle_route_lost(peer);
+        self.routes.insert(peer);
+    }
+
+    /// There is no connection to this peer any more; what was on its way may be lost.
+    pub fn handle_route_lost(&mut self, peer: NodeId) {
+        self.routes.remove(&peer);
+        self.proposals.route_lost(peer);
+        if self.raw.raft.leader_id == peer {
+            self.reads.restart_rounds();
+        }
+        self.handle_unreachable(peer);
+    }
+
+    /// A message could not be sent: raft-rs probes before it sends more.
+    pub fn handle_unreachable(&mut self, peer: NodeId) {
+        self.raw.report_unreachable(peer);
+    }
+
+    /// Does the work. Returns what the world outside is to do, in order.
+    pub fn poll(&mut self, now: Now) -> Result<Vec<Effect>, Fault> {
+        self.expire(now);
+        loop {
+            if let Some((number, messages)) = self.persist.pop_durable() {
+                self.raw.on_persist_ready(number);
+                self.raw.mut_store().mark_durable(number);
+                self.effects.extend(messages.into_iter().map(Effect::Send));
+            }
+            self.send_proposals(now);
+            self.start_read_round();
+            if !self.raw.has_ready() {
+                break;
+            }
+            self.take_ready()?;
+        }
+        self.publish_leadership();
+        Ok(std::mem::take(&mut self.effects))
+    }
+
+    /// The next commands for the application, about `max_bytes` of them; `None` if it has been handed everything.
+    pub fn hand_out(&mut self, max_bytes: usize) -> Result<Option<Batch>, Fault> {
+        self.applier.hand_out(self.raw.store(), max_bytes)
+    }
+
+    /// Applied commands after index `after`, up to the application's cursor: those, and the index through which they are
+    /// complete. `Err` tells the first index after which can still be read.
+    pub fn read_applied(&self, after: u64, max_bytes: u64) -> Result<Result<(Vec<Applied>, u64), u64>, Fault> {
+        let begin = self.raw.store().truncated_index();
+        if after < begin && begin > super::BOOTSTRAP.0 {
+            return Ok(Err(begin));
+        }
+        let after = after.max(begin);
+        if after >= self.application_applied {
+            return Ok(Ok((Vec::new(), after)));
+        }
+        self.applier.read_again(self.raw.store(), after, self.application_applied, max_bytes).map(Ok)
+    }
+
+    /// The moment at which a deadline passes, in nanoseconds of boottime, or `u64::MAX`.
+    pub fn next_deadline_ns(&self) -> u64 {
+        self.proposals.next_deadline_ns().min(self.reads.next_deadline_ns()).min(self.awaiting_deadline_ns)
+    }
+
+    /// Calls of the application that wait for something.
+    pub fn has_pending_calls(&self) -> bool {
+        self.proposals.len() > 0 || !self.reads.is_empty() || !self.awaiting_application.is_empty()
+    }
+
+    /// Ends every call of the application; the node closes.
+    pub fn close(&mut self) -> Vec<Effect> {
+        let effects = &mut self.effects;
+        let mut failed = |token, failure| effects.push(Effect::Failed { token, failure });
+        self.proposals.close(&mut failed);
+        self.reads.close(&mut failed);
+        for (_, reader) in self.awaiting_application.drain(..) {
+            failed(reader.token, Failure::Closed);
+        }
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Why the log could not be read, if that is what made raft-rs panic.
+    pub fn take_read_failure(&self) -> Option<String> {
+        self.raw.store().take_failure()
+    }
+
+    fn expire(&mut self, now: Now) {
+        let reason = match self.raw.raft.leader_id {
+            raft::INVALID_ID => "there was no leader: is a majority of the members running, and can they reach each other?",
+            _ => "the leader took no proposals",
+        };
+        let effects = &mut self.effects;
+        let mut failed = |token, failure| effects.push(Effect::Failed { token, failure });
+        self.proposals.expire(now.boottime_ns, reason, &mut failed);
+        self.reads.expire(now.boottime_ns, &mut failed);
+        if now.boottime_ns < self.awaiting_deadline_ns {
+            return;
+        }
+        let cursor = self.application_applied;
+        self.awaiting_application.retain(|(index, reader)| {
+            let late = reader.deadline_ns <= now.boottime_ns;
+            if late && *index > cursor {
+                failed(reader.token, Failure::TimedOut);
+            }
+            !late
+        });
+        let deadlines = self.awaiting_application.iter().map(|(_, reader)| reader.deadline_ns);
+        self.awaiting_deadline_ns = deadlines.min().unwrap_or(u64::MAX);
+    }
+
+    fn send_proposals(&mut self, now: Now) {
+        let (role, term, leader) = (self.raw.raft.state, self.raw.raft.term, self.raw.raft.leader_id);
+        if role == StateRole::Leader {
+            self.append_forwarded(now);
+            self.append_own(now);
+            return;
+        }
+        let refused = std::mem::take(&mut self.forwarded);
+        self.reject(refused, "this node is not the leader");
+        if !self.hold_proposals && leader != raft::INVALID_ID && self.routes.contains(&leader) {
+            let effects = &mut self.effects;
+            self.proposals.send_due(Some(leader), term, |command| {
+                effects.push(Effect::Forward { to: leader, command });
+                true
+            });
+        }
+    }
+
+    fn append_own(&mut self, now: Now) {
+        while self.proposals.due() > 0 && !self.hold_proposals {
+            let (mut commands, mut bytes, limit) = (Vec::new(), 0, self.max_message_bytes);
+            self.proposals.send_due(None, self.raw.raft.term, |command| {
+                let room = bytes < limit;
+                if room {
+                    bytes += command.as_bytes().len() as u64;
+                    commands.push(command);
+                }
+                room
+            });
+            let numbers = commands.iter().map(|command| command.header().number).collect::<Vec<_>>();
+            if !self.append(commands, now) {
+                self.proposals.not_appended(&numbers);
+                self.hold_proposals = true;
+            }
+        }
+    }
+
+    fn append_forwarded(&mut self, now: Now) {
+        let forwarded = std::mem::take(&mut self.forwarded);
+        if forwarded.is_empty() {
+            return;
+        }
+        let origins = forwarded.iter().map(|it| (it.from, it.command.header())).collect::<Vec<_>>();
+        if !self.append(forwarded.into_iter().map(|it| it.command).collect(), now) {
+            let dropped = origins.into_iter().map(|(from, header)| (from, header.boot, header.number));
+            self.reject_numbers(dropped, "the leader takes no proposals at the moment");
+        }
+    }
+
+    /// Appends commands as the leader, all in one message: one append, one message a peer.
+    fn append(&mut self, commands: Vec<Command>, now: Now) -> bool {
+        let stamp_ns = self.stamper.stamp(self.raw.raft.term, now);
+        let entries = commands.into_iter().map(|mut command| {
+            command.set_time(stamp_ns, now.wall_ns);
+            Entry { data: command.into_bytes(), ..Default::default() }
+        });
+        let mut message = Message { from: self.id, entries: entries.collect(), ..Default::default() };
+        message.set_msg_type(MessageType::MsgPropose);
+        // Dropped: a leader transfer is under way, this node was removed, or too much is uncommitted.
+        self.raw.raft.step(message).is_ok()
+    }
+
+    fn reject(&mut self, refused: Vec<Forwarded>, reason: &str) {
+        let numbers = refused.iter().map(|it| (it.from, it.command.header().boot, it.command.header().number));
+        self.reject_numbers(numbers, reason);
+    }
+
+    fn reject_numbers(&mut self, refused: impl IntoIterator<Item = (NodeId, u64, u64)>, reason: &str) {
+        let mut rejections = BTreeMap::<(NodeId, u64), Vec<u64>>::new();
+        for (from, boot, number) in refused {
+            rejections.entry((from, boot)).or_default().push(number);
+        }
+        self.effects.extend(rejections.into_iter().map(|((to, boot), numbers)| Effect::Reject {
+            to,
+            rejection: Rejection { boot, numbers, reason: reason.to_string() },
+        }));
+    }
+
+    /// A read request to a leader that has committed nothing in its term vanishes in raft-rs, and so does one without
+    /// a leader: it is made only where it will be answered, unless messages are lost.
+    fn start_read_round(&mut self) {
+        let raft = &self.raw.raft;
+        let reachable = raft.state == StateRole::Leader || self.routes.contains(&raft.leader_id);
+        if reachable && raft.commit_to_current_term() {
+            if let Some(context) = self.reads.start_round() {
+                self.raw.read_index(context);
+            }
+        }
+    }
+
+    fn take_ready(&mut self) -> Result<(), Fault> {
+        let mut ready = self.raw.ready();
+        let number = ready.number();
+        let entries = ready.take_entries();
+        let committed = ready.take_committed_entries();
+        let mut messages = ready.take_messages();
+        let mut persisted_messages = ready.take_persisted_messages();
+        let read_states = ready.take_read_states();
+        let must_sync = ready.must_sync();
+        if !ready.snapshot().is_empty() {
+            return Err(Fault::Unknown { what: "a snapshot", index: ready.snapshot().get_metadata().index });
+        }
+        let log = self.raw.mut_store();
+        if let Some(hard_state) = ready.hs() {
+            let before = log.hard_state();
+            // A leader may send before its own entries are durable (Raft thesis 10.2.1), but not before its term and vote
+            // are: a sole voter becomes leader in the very Ready that carries them.
+            if hard_state.term != before.term || hard_state.vote != before.vote {
+                messages.append(&mut persisted_messages);
+                std::mem::swap(&mut messages, &mut persisted_messages);
+            }
+            log.set_hard_state(hard_state.clone());
+            self.commit_unsaved = true;
+        }
+        for entry in &entries {
+            if let Ok(header) = command::decode(&entry.data) {
+                self.stamper.observe(header.timestamp_ns);
+            }
+        }
+        // Readable before it is durable: raft-rs asks for it from now on.
+        log.append(number, &entries);
+        let hard_state = must_sync.then(|| log.hard_state().clone());
+        self.raw.advance_append_async(ready);
+
+        self.effects.extend(messages.into_iter().map(Effect::Send));
+        self.persist.push(number, must_sync, persisted_messages);
+        if must_sync {
+            self.commit_unsaved = false;
+            self.effects.push(Effect::Persist(Persist { number, entries, hard_state, sync: true }));
+        }
+        for state in read_states {
+            for reader in self.reads.answered(&state.request_ctx) {
+                self.effects.push(Effect::Barrier { token: reader.token, index: state.index });
+                self.awaiting_deadline_ns = self.awaiting_deadline_ns.min(reader.deadline_ns);
+                self.awaiting_application.push_back((state.index, reader));
+            }
+        }
+        self.publish_leadership();
+        self.apply(committed)
+    }
+
+    /// Applies in log order, always (rule C1).
+    fn apply(&mut self, committed: Vec<Entry>) -> Result<(), Fault> {
+        for entry in committed {
+            let index = entry.index;
+            match EntryType::from_i32(entry.entry_type) {
+                Some(EntryType::EntryNormal) if entry.data.is_empty() => {
+                    if self.raw.raft.state == StateRole::Leader && entry.term == self.raw.raft.term {
+                        self.leadership.leading_from.get_or_insert(index);
+                        self.effects.push(Effect::Leadership(self.leadership));
+                    }
+                    self.applier.pass(index);
+                    self.proposals.term_began(entry.term);
+                }
+                Some(EntryType::EntryNormal) => {
+                    let (proposals, awaiting) = (&mut self.proposals, &mut self.awaiting_application);
+                    let (id, earliest_ns) = (self.id, &mut self.awaiting_deadline_ns);
+                    self.applier.apply(entry, |header| {
+                        if header.origin != id {
+                            return None;
+                        }
+                        let (token, deadline_ns) = proposals.applied(header.boot, header.number)?;
+                        *earliest_ns = deadline_ns.min(*earliest_ns);
+                        awaiting.push_back((index, Reader { token, deadline_ns }));
+                        Some(token)
+                    })?;
+                }
+                Some(EntryType::EntryConfChange | EntryType::EntryConfChangeV2) => {
+                    return Err(Fault::Unknown { what: "a membership change", index });
+                }
+                None => return Err(Fault::Unknown { what: "an entry of an unknown type", index }),
+            }
+        }
+        self.raw.advance_apply_to(self.applier.applied());
+        Ok(())
+    }
+
+    fn publish_leadership(&mut self) {
+        let raft = &self.raw.raft;
+        let leader = (raft.leader_id != raft::INVALID_ID).then_some(raft.leader_id);
+        if (raft.term, leader) == (self.leadership.term, self.leadership.leader) {
+            return;
+        }
+        self.leadership = Leadership { term: raft.term, leader, leading_from: None };
+        self.effects.push(Effect::Leadership(self.leadership));
+        self.reads.restart_rounds();
+        self.hold_proposals = false;
+        if leader.is_some() {
+            self.urge_ticks = 0;
+        }
+    }
+}
+
+/// The stamp of the last stamped entry in the log (design decision 8: entries without a stamp inherit).
+fn last_stamp(log: &LogView) -> Result<u64, Fault> {
+    let mut end = log.end() + 1;
+    while end > log.truncated_index() + 1 {
+        let begin = end.saturating_sub(64).max(log.truncated_index() + 1);
+        let mut at = begin;
+        let mut newest = None;
+        while at < end {
+            let entries = log.read(at, end, 1 << 20)?;
+            at += entries.len().max(1) as u64;
+            let stamps = entries.iter().filter_map(|entry| command::decode(&entry.data).ok());
+            newest = stamps.map(|header| header.timestamp_ns).last().or(newest);
+        }
+        if let Some(newest) = newest {
+            return Ok(newest);
+        }
+        end = begin;
+    }
+    Ok(0)
+}
+
+/// Figures of one group.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EngineStatus {
+    /// `"leader"`, `"follower"`, `"candidate"` or `"pre-candidate"`.
+    pub role: &'static str,
+    /// Current term.
+    pub term: u64,
+    /// Known leader.
+    pub leader: Option<NodeId>,
+    /// Commit index known here.
+    pub commit: u64,
+    /// The engine's cursor.
+    pub applied: u64,
+    /// First index in the log.
+    pub first_index: u64,
+    /// Last index in the log.
+    pub last_index: u64,
+    /// Replicated time at the engine's cursor, nanoseconds.
+    pub timestamp_ns: u64,
+    /// Proposals of this node not yet applied here.
+    pub pending_proposals: u64,
+    /// Attempts made while an earlier one might still succeed.
+    pub reproposals: u64,
+    /// Log entries skipped because their command was applied before.
+    pub duplicates_skipped: u64,
+    /// The other members; progress is known to the leader only.
+    pub peers: Vec<(NodeId, Option<PeerProgress>)>,
+}
+
+/// What the leader knows of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerProgress {
+    /// Highest index known to be on its disk.
+    pub matched: u64,
+    /// `"probe"`, `"replicate"` or `"snapshot"`.
+    pub state: &'static str,
+}
+
+impl Engine {
+    /// Figures as of now.
+    pub fn status(&self) -> EngineStatus {
+        let raft = &self.raw.raft;
+        let leads = raft.state == StateRole::Leader;
+        let peers = raft.prs().iter().filter(|(id, _)| **id != self.id).map(|(id, progress)| {
+            let state = match progress.state {
+                ProgressState::Probe => "probe",
+                ProgressState::Replicate => "replicate",
+                ProgressState::Snapshot => "snapshot",
+            };
+            (*id, leads.then_some(PeerProgress { matched: progress.matched, state }))
+        });
+        let mut peers = peers.collect::<Vec<_>>();
+        peers.sort_unstable_by_key(|(id, _)| *id);
+        EngineStatus {
+            role: match raft.state {
+                StateRole::Leader => "leader",
+                StateRole::Follower => "follower",
+                StateRole::Candidate => "candidate",
+                StateRole::PreCandidate => "pre-candidate",
+            },
+            term: raft.term,
+            leader: self.leadership.leader,
+            commit: raft.raft_log.committed,
+            applied: self.applier.applied(),
+            first_index: self.raw.store().truncated_index() + 1,
+            last_index: raft.raft_log.last_index(),
+            timestamp_ns: self.applier.timestamp_ns(),
+            pending_proposals: self.proposals.len() as u64,
+            reproposals: self.proposals.reproposals(),
+            duplicates_skipped: self.applier.skipped(),
+            peers,
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! How a cluster comes to be, once (rule M1).
+//!
+//! A data directory draws a random identity when it is created. Which identities make up the cluster is agreed in two
+//! steps, so that a directory that is wiped half-way cannot become part of two clusters of the same members:
+//!
+//! 1. *Prepared*: this node has met all members, all with the same list of members, and has stored everybody's identity.
+//!    It will never accept another set.
+//! 2. *Formed*: this node knows that every member has stored that same set. Only now does it vote, acknowledge or campaign.
+//!
+//! A node that acts has thus heard from all members that they stored its identity; a quorum of a second set would need
+//! one of them to have stored two. One step would not do: with A, B and C, A and B could form and commit, B be
+//! wiped, and C, which had met A before, form with the new B and outvote A.
+
+use std::collections::BTreeMap;
+
+use super::NodeId;
+
+/// The random identity of a data directory.
+pub type Identity = u128;
+
+/// Everybody's identity.
+pub type Identities = BTreeMap<NodeId, Identity>;
+
+/// How far the formation of the cluster is, for one node; durable.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Stage {
+    /// Not all members have been met.
+    #[default]
+    Unformed,
+    /// All members have been met; this set is stored and final.
+    Prepared(Identities),
+    /// All members have stored this set.
+    Formed(Identities),
+}
+
+impl Stage {
+    /// The stored set.
+    pub fn identities(&self) -> Option<&Identities> {
+        match self {
+            Stage::Unformed => None,
+            Stage::Prepared(identities) | Stage::Formed(identities) => Some(identities),
+        }
+    }
+}
+
+/// What a node tells its peers in the handshake and whenever its stage changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The sender's identity.
+    pub identity: Identity,
+    /// The members, as configured: see [`Formation::members_text`].
+    pub members: String,
+    /// How far the sender is.
+    pub stage: Stage,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct WireReport {
+    #[prost(bytes = "vec", tag = "1")]
+    identity: Vec<u8>,
+    #[prost(string, tag = "2")]
+    members: String,
+    #[prost(uint32, tag = "3")]
+    stage: u32,
+    #[prost(btree_map = "uint64, bytes", tag = "4")]
+    identities: BTreeMap<u64, Vec<u8>>,
+}
+
+impl Report {
+    /// The bytes that travel.
+    pub fn encode(&self) -> Vec<u8> {
+        let (stage, identities) = match &self.stage {
+            Stage::Unformed => (0, None),
+            Stage::Prepared(identities) => (1, Some(identities)),
+            Stage::Formed(identities) => (2, Some(identities)),
+        };
+        let identities = identities.into_iter().flatten().map(|(id, identity)| (*id, identity.to_le_bytes().to_vec()));
+        let report = WireReport {
+            identity: self.identity.to_le_bytes().to_vec(),
+            members: self.members.clone(),
+            stage,
+            identities: identities.collect(),
+        };
+        prost::Message::encode_to_vec(&report)
+    }
+
+    /// Reads what [`Self::encode`] wrote; `None` if it is damaged or of a later format.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let report: WireReport = prost::Message::decode(bytes).ok()?;
+        let identity = |bytes: Vec<u8>| Some(Identity::from_le_bytes(bytes.try_into().ok()?));
+        let identities = report.identities.into_iter().map(|(id, bytes)| Some((id, identity(bytes)?)));
+        let identities = identities.collect::<Option<Identities>>()?;
+        let stage = match report.stage {
+            0 => Stage::Unformed,
+            1 => Stage::Prepared(identities),
+            2 => Stage::Formed(identities),
+            _ => return None,
+        };
+        Some(Self { identity: identity(report.identity)?, members: report.members, stage })
+    }
+}
+
+/// Why a peer is not one of us.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Mismatch {
+    /// Not one of the members.
+    #[error("node {0} is not a member of this cluster")]
+    Stranger(NodeId),
+    /// The two were started with different members.
+    #[error("the nodes were started with different members: here [{here}], there [{there}]; start all with the same list")]
+    Members {
+        /// This node's list.
+        here: String,
+        /// The peer's list.
+        there: String,
+    },
+    /// A known id with another identity: a wiped or cloned data directory.
+    #[error(
+        "node {0} has another data directory than the one this cluster was formed with: a wiped or replaced disk cannot \
+         come back under its old id"
+    )]
+    Identity(NodeId),
+    /// The two have stored different sets of identities.
+    #[error("the two nodes belong to clusters that were formed apart: one of the data directories is from elsewhere")]
+    Apart,
+}
+
+/// This node's part in forming the cluster.
+#[derive(Debug)]
+pub struct Formation {
+    id: NodeId,
+    identity: Identity,
+    members: BTreeMap<NodeId, String>,
+    stage: Stage,
+    met: BTreeMap<NodeId, Report>,
+}
+
+impl Formation {
+    /// Goes on from a stored stage.
+    pub fn new(id: NodeId, identity: Identity, members: BTreeMap<NodeId, String>, stage: Stage) -> Self {
+        let mut formation = Self { id, identity, members, stage, met: BTreeMap::new() };
+        formation.met.insert(id, formation.report());
+        formation
+    }
+
+    /// The members as text, equal on two nodes if and only if they were started with the same list.
+    pub fn members_text(members: &BTreeMap<NodeId, String>) -> String {
+        members.iter().map(|(id, address)| format!("{id}={address}")).collect::<Vec<_>>().join(", ")
+    }
+
+    /// What to tell peers.
+    pub fn report(&self) -> Report {
+        Report {
+            identity: self.identity,
+            members: Self::members_text(&self.members),
+            stage: self.stage.clone(),
+        }
+    }
+
+    /// How far this node is.
+    pub fn stage(&self) -> &Stage {
+        &self.stage
+    }
+
+    /// All members have stored the same identities: this node may act.
+    pub fn is_formed(&self) -> bool {
+        matches!(self.stage, Stage::Formed(_))
+    }
+
+    /// Members whose report is still missing, for the log.
+    pub fn missing(&self) -> Vec<NodeId> {
+        self.members.keys().filter(|id| !self.met.contains_key(id)).copied().collect()
+    }
+
+    /// Checks what a peer says about itself.
+    pub fn check(&self, peer: NodeId, report: &Report) -> Result<(), Mismatch> {
+        if let Some(stored) = self.stage.identities() {
+            match stored.get(&peer) {
+                None => return Err(Mismatch::Stranger(peer)),
+                Some(identity) if *identity != report.identity => return Err(Mismatch::Identity(peer)),
+                Some(_) => {}
+            }
+        } else if !self.members.contains_key(&peer) {
+            return Err(Mismatch::Stranger(peer));
+        }
+        if let Some(theirs) = report.stage.identities() {
+            match theirs.get(&self.id) {
+                None => return Err(Mismatch::Stranger(self.id)),
+                Some(identity) if *identity != self.identity => return Err(Mismatch::Identity(self.id)),
+                Some(_) => {}
+            }
+            if self.stage.identities().is_some_and(|ours| ours != theirs) {
+                return Err(Mismatch::Apart);
+            }
+        }
+        let formed_here_or_there = self.is_formed() || matches!(report.stage, Stage::Formed(_));
+        let here = Self::members_text(&self.members);
+        if !formed_here_or_there && here != report.members {
+            return Err(Mismatch::Members { here, there: report.members.clone() });
+        }
+        Ok(())
+    }
+
+    /// Takes a peer's report in. Returns the next stage, if there is one: it must be durable before
+    /// [`Self::stored`] makes it this node's stage, and only then may peers hear of it.
+    pub fn meet(&mut self, peer: NodeId, report: Report) -> Result<Option<Stage>, Mismatch> {
+        self.check(peer, &report)?;
+        self.met.insert(peer, report);
+        Ok(self.next_stage())
+    }
+
+    /// The connection to a peer that has stored nothing is gone: it may come back with another directory.
+    pub fn forget(&mut self, peer: NodeId) {
+        if self.met.get(&peer).is_some_and(|report| report.stage == Stage::Unformed) {
+            self.met.remove(&peer);
+        }
+    }
+
+    /// The stage that what is known allows, if it is another one.
+    pub fn next_stage(&self) -> Option<Stage> {
+        let reports = || self.members.keys().filter_map(|id| self.met.get(id));
+        match &self.stage {
+            Stage::Formed(_) => None,
+            Stage::Prepared(stored) => {
+                let all_stored = reports().filter(|report| report.stage.identities() == Some(stored)).count();
+                let somebody_formed = reports().any(|report| report.stage == Stage::Formed(stored.clone()));
+                (all_stored == self.members.len() || somebody_formed).then(|| Stage::Formed(stored.clone()))
+            }
+            Stage::Unformed => {
+                // A peer that has stored a set has met everybody; `check` made sure that this node is in it.
+                if let Some(stored) = reports().find_map(|report| report.stage.identities()) {
+                    return Some(Stage::Prepared(stored.clone()));
+                }
+                let met: Identities = self
+                    .members
+                    .keys()
+                    .filter_map(|id| self.met.get(id).map(|report| (*id, report.identity)))
+                    .collect();
+                (met.len() == self.members.len()).then_some(Stage::Prepared(met))
+            }
+        }
+    }
+
+    /// `stage` is durable. Returns the stage after it, if that is possible at once.
+    pub fn stored(&mut self, stage: Stage) -> Option<Stage> {
+        self.stage = stage;
+        self.met.insert(self.id, self.report());
+        self.next_stage()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn members() -> BTreeMap<NodeId, String> {
+        (1..=3).map(|id| (id, format!("host:{id}"))).collect()
+    }
+
+    fn fresh(id: NodeId, identity: Identity) -> Formation {
+        Formation::new(id, identity, members(), Stage::Unformed)
+    }
+
+    /// `to` hears `from`'s report and stores what follows.
+    fn tell(from: &Formation, to: &mut Formation) -> Result<(), Mismatch> {
+        let mut next = to.meet(from.id, from.report())?;
+        while let Some(stage) = next {
+            next = to.stored(stage);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn m1_a_node_is_formed_only_when_every_member_has_stored_the_same_identities() {
+        let (mut a, mut b, mut c) = (fresh(1, 0xa), fresh(2, 0xb), fresh(3, 0xc));
+        tell(&b, &mut a).unwrap();
+        assert_eq!(a.stage(), &Stage::Unformed);
+        assert_eq!(a.missing(), [3]);
+        tell(&c, &mut a).unwrap();
+        assert!(matches!(a.stage(), Stage::Prepared(_)));
+        tell(&a, &mut b).unwrap();
+        assert!(matches!(b.stage(), Stage::Prepared(_)), "a stored set that contains this node is enough to store it");
+        tell(&b, &mut a).unwrap();
+        assert!(!a.is_formed(), "the third has not stored it yet");
+        tell(&a, &mut c).unwrap();
+        tell(&c, &mut a).unwrap();
+        assert!(a.is_formed());
+        tell(&a, &mut b).unwrap();
+        assert!(b.is_formed(), "a formed peer is enough");
+    }
+
+    #[test]
+    fn m1_a_directory_wiped_half_way_forms_no_second_cluster() {
+        let (mut a, mut b, mut c) = (fresh(1, 0xa), fresh(2, 0xb), fresh(3, 0xc));
+        for peer in [&b, &c] {
+            tell(peer, &mut a).unwrap();
+        }
+        let a_unformed = fresh(1, 0xa);
+        tell(&a, &mut b).unwrap();
+        tell(&b, &mut a).unwrap();
+        assert!(!a.is_formed() && !b.is_formed(), "with C's word missing, A and B must not act");
+        // B loses its disk. C, which has met A before A stored anything, now meets the new B.
+        let mut new_b = fresh(2, 0xbb);
+        tell(&a_unformed, &mut c).unwrap();
+        tell(&new_b, &mut c).unwrap();
+        tell(&c, &mut new_b).unwrap();
+        assert!(!c.is_formed() && !new_b.is_formed());
+        assert_eq!(tell(&c, &mut a), Err(Mismatch::Apart));
+        assert_eq!(tell(&new_b, &mut a), Err(Mismatch::Identity(2)));
+    }
+
+    #[test]
+    fn m1_a_wiped_disk_is_refused_on_both_sides() {
+        let all: Identities = [(1, 0xa), (2, 0xb), (3, 0xc)].into();
+        let a = Formation::new(1, 0xa, members(), Stage::Formed(all));
+        let wiped = fresh(2, 0xbb);
+        assert_eq!(a.check(2, &wiped.report()), Err(Mismatch::Identity(2)));
+        assert_eq!(wiped.check(1, &a.report()), Err(Mismatch::Identity(2)));
+    }
+
+    #[test]
+    fn m1_different_members_are_refused_with_both_lists() {
+        let mut other = members();
+        other.insert(3, "elsewhere:3".into());
+        let b = Formation::new(2, 0xb, other, Stage::Unformed);
+        let error = fresh(1, 0xa).check(2, &b.report()).unwrap_err().to_string();
+        assert!(error.contains("3=host:3") && error.contains("3=elsewhere:3"), "{error}");
+        assert_eq!(fresh(1, 0xa).check(9, &b.report()), Err(Mismatch::Stranger(9)));
+    }
+
+    #[test]
+    fn a_peer_that_left_before_it_stored_anything_is_forgotten() {
+        let mut a = fresh(1, 0xa);
+        tell(&fresh(2, 0xb), &mut a).unwrap();
+        a.forget(2);
+        tell(&fresh(3, 0xc), &mut a).unwrap();
+        assert_eq!(a.stage(), &Stage::Unformed);
+        tell(&fresh(2, 0xbb), &mut a).unwrap();
+        assert_eq!(a.stage().identities().unwrap()[&2], 0xbb);
+    }
+
+    #[test]
+    fn a_single_node_forms_alone() {
+        let mut alone = Formation::new(7, 0xf, [(7, "host:7".to_string())].into(), Stage::Unformed);
+        let prepared = alone.next_stage().unwrap();
+        let formed = alone.stored(prepared).unwrap();
+        assert_eq!(alone.stored(formed), None);
+        assert!(alone.is_formed());
+    }
+
+    #[test]
+    fn a_report_survives_the_wire_and_garbage_is_refused() {
+        let stages = [Stage::Unformed, Stage::Prepared([(1, 5)].into()), Stage::Formed([(2, u128::MAX)].into())];
+        for stage in stages {
+            let report = Report { identity: 77, members: "1=x".into(), stage };
+            assert_eq!(Report::decode(&report.encode()), Some(report));
+        }
+        assert_eq!(Report::decode(b"\xff\xff\xff"), None);
+        assert_eq!(Report::decode(b""), None);
+    }
+}

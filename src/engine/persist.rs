@@ -1,0 +1,100 @@
+//! The order in which Readies become durable (rule P1).
+//!
+//! Every Ready takes its number through this queue, also one that writes nothing: `on_persist_ready(n)` tells raft-rs
+//! that *every* Ready up to `n` is durable, so answering an empty one at once would acknowledge an entry whose fsync
+//! is still under way. Messages that speak for what is durable leave only from here.
+
+use std::collections::VecDeque;
+
+use raft::eraftpb::{Entry, HardState, Message};
+
+/// What the persist thread is asked to write.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Persist {
+    /// The Ready's number, given back with [`PersistQueue::written`].
+    pub number: u64,
+    /// Entries to append.
+    pub entries: Vec<Entry>,
+    /// The hard state, in the same atomic batch (rule P2).
+    pub hard_state: Option<HardState>,
+    /// Must be durable before it is answered.
+    pub sync: bool,
+}
+
+#[derive(Debug)]
+struct Slot {
+    number: u64,
+    written: bool,
+    messages: Vec<Message>,
+}
+
+/// Readies on their way to the disk, oldest first.
+#[derive(Debug, Default)]
+pub struct PersistQueue {
+    slots: VecDeque<Slot>,
+}
+
+impl PersistQueue {
+    /// A Ready was taken; `messages` may leave only when it, and all before it, are durable.
+    pub fn push(&mut self, number: u64, writes: bool, messages: Vec<Message>) {
+        self.slots.push_back(Slot { number, written: !writes, messages });
+    }
+
+    /// The persist thread has written this Ready. It answers in order, and may answer only the last of a batch.
+    pub fn written(&mut self, number: u64) {
+        for slot in self.slots.iter_mut().take_while(|slot| slot.number <= number) {
+            slot.written = true;
+        }
+    }
+
+    /// Takes what is durable in order: the highest number for `on_persist_ready`, and the messages it sets free.
+    pub fn pop_durable(&mut self) -> Option<(u64, Vec<Message>)> {
+        let mut durable: Option<(u64, Vec<Message>)> = None;
+        while let Some(slot) = self.slots.pop_front_if(|slot| slot.written) {
+            let (number, messages) = durable.get_or_insert_with(Default::default);
+            *number = slot.number;
+            messages.extend(slot.messages);
+        }
+        durable
+    }
+
+    /// Nothing is on its way.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(index: u64) -> Vec<Message> {
+        vec![Message { index, ..Default::default() }]
+    }
+
+    #[test]
+    fn p1_an_empty_ready_waits_for_the_fsync_before_it() {
+        let mut queue = PersistQueue::default();
+        queue.push(1, true, message(1));
+        queue.push(2, false, message(2));
+        assert_eq!(queue.pop_durable(), None);
+        queue.written(1);
+        let (number, messages) = queue.pop_durable().unwrap();
+        assert_eq!((number, messages.len()), (2, 2));
+        queue.push(3, false, message(3));
+        assert_eq!(queue.pop_durable().unwrap().0, 3, "with nothing before it, at once");
+    }
+
+    #[test]
+    fn p1_strictly_in_order() {
+        let mut queue = PersistQueue::default();
+        for number in 1..=4 {
+            queue.push(number, number != 2, message(number));
+        }
+        queue.written(3);
+        let (number, messages) = queue.pop_durable().unwrap();
+        assert_eq!(number, 3);
+        assert_eq!(messages.iter().map(|m| m.index).collect::<Vec<_>>(), [1, 2, 3]);
+        assert!(!queue.is_empty());
+    }
+}

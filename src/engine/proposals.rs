@@ -1,0 +1,380 @@
+//! The origin's side of exactly once: what this node proposed and has not seen applied (design decision 1, rules S1, S4).
+//!
+//! A proposal keeps its number through every attempt, so a second copy in the log does no harm; what matters here is
+//! when another attempt is due, and what may be claimed of a proposal that is given up.
+
+use std::collections::VecDeque;
+
+use super::command::Command;
+use super::session::WINDOW;
+use super::{Failure, NodeId, Token};
+
+/// Where a proposal's last attempt went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attempt {
+    /// Nothing is under way: the next attempt is due as soon as there is a leader.
+    Due,
+    /// In this node's own log, appended as the leader of `term`.
+    Appended { term: u64 },
+    /// On its way to a leader, sent when this node was in `term`.
+    Forwarded { to: NodeId, term: u64 },
+}
+
+#[derive(Debug)]
+struct Pending {
+    token: Token,
+    command: Command,
+    deadline_ns: u64,
+    attempt: Attempt,
+    /// Attempts made, and how many of them the leader refused before it appended anything.
+    attempts: u32,
+    refused: u32,
+}
+
+impl Pending {
+    fn may_be_in_a_log(&self) -> bool {
+        self.attempts > self.refused
+    }
+}
+
+/// A proposal that has no number yet, because the window is full.
+#[derive(Debug)]
+struct Waiting {
+    token: Token,
+    command: Command,
+    deadline_ns: u64,
+}
+
+/// All proposals of this node, by number.
+#[derive(Debug)]
+pub struct Proposals {
+    origin: NodeId,
+    boot: u64,
+    /// The number of `window[0]`; everything below is resolved.
+    floor: u64,
+    window: VecDeque<Option<Pending>>,
+    waiting: VecDeque<Waiting>,
+    pending: usize,
+    due: usize,
+    /// No pending deadline is earlier.
+    next_deadline_ns: u64,
+    reproposals: u64,
+}
+
+impl Proposals {
+    /// None yet in this boot.
+    pub fn new(origin: NodeId, boot: u64) -> Self {
+        Self {
+            origin,
+            boot,
+            floor: 1,
+            window: VecDeque::new(),
+            waiting: VecDeque::new(),
+            pending: 0,
+            due: 0,
+            next_deadline_ns: u64::MAX,
+            reproposals: 0,
+        }
+    }
+
+    /// Takes a proposal in.
+    pub fn add(&mut self, token: Token, command: Command, deadline_ns: u64) {
+        self.next_deadline_ns = self.next_deadline_ns.min(deadline_ns);
+        self.waiting.push_back(Waiting { token, command, deadline_ns });
+        self.admit_waiting();
+    }
+
+    fn admit_waiting(&mut self) {
+        while (self.window.len() as u64) < WINDOW {
+            let Some(Waiting { token, mut command, deadline_ns }) = self.waiting.pop_front() else { return };
+            command.set_origin(self.origin, self.boot, self.floor + self.window.len() as u64);
+            let attempt = Attempt::Due;
+            self.window.push_back(Some(Pending { token, command, deadline_ns, attempt, attempts: 0, refused: 0 }));
+            self.pending += 1;
+            self.due += 1;
+        }
+    }
+
+    /// Proposals that wait for an attempt.
+    pub fn due(&self) -> usize {
+        self.due
+    }
+
+    /// Proposals not yet applied here.
+    pub fn len(&self) -> usize {
+        self.pending + self.waiting.len()
+    }
+
+    /// Attempts made while an earlier one might still succeed.
+    pub fn reproposals(&self) -> u64 {
+        self.reproposals
+    }
+
+    /// The lowest number not yet resolved.
+    #[cfg(test)]
+    pub fn floor(&self) -> u64 {
+        self.floor
+    }
+
+    /// Calls `send` with (a copy of) every command whose attempt is due, until it declines one.
+    /// `to` is the leader, or `None` if that is this node.
+    pub fn send_due(&mut self, to: Option<NodeId>, term: u64, mut send: impl FnMut(Command) -> bool) {
+        if self.due == 0 {
+            return;
+        }
+        for pending in self.window.iter_mut().flatten().filter(|pending| pending.attempt == Attempt::Due) {
+            let mut command = pending.command.clone();
+            command.set_floor(self.floor);
+            if !send(command) {
+                return;
+            }
+            pending.attempt = to.map_or(Attempt::Appended { term }, |to| Attempt::Forwarded { to, term });
+            self.reproposals += u64::from(pending.may_be_in_a_log());
+            pending.attempts = pending.attempts.saturating_add(1);
+            self.due -= 1;
+            if self.due == 0 {
+                return;
+            }
+        }
+    }
+
+    /// The first entry of `term` is applied here. What an earlier leader appended is in the log before that entry, or in
+    /// no log that can still win (leader completeness, Raft paper 5.4): whatever is still pending needs another attempt.
+    pub fn term_began(&mut self, term: u64) {
+        self.make_due(|attempt| match attempt {
+            Attempt::Appended { term: sent } | Attempt::Forwarded { term: sent, .. } => sent < term,
+            Attempt::Due => false,
+        });
+    }
+
+    /// What was on its way to `peer` may not have arrived.
+    pub fn route_lost(&mut self, peer: NodeId) {
+        self.make_due(|attempt| matches!(attempt, Attempt::Forwarded { to, .. } if to == peer));
+    }
+
+    fn make_due(&mut self, lost: impl Fn(Attempt) -> bool) {
+        for pending in self.window.iter_mut().flatten().filter(|pending| lost(pending.attempt)) {
+            pending.attempt = Attempt::Due;
+            self.due += 1;
+        }
+    }
+
+    /// The leader refused this attempt before it appended anything. An answer to an earlier attempt of the same number
+    /// counts as well: each attempt is answered at most once.
+    pub fn refused(&mut self, boot: u64, number: u64, by: NodeId) {
+        if boot != self.boot {
+            return;
+        }
+        let Some(pending) = self.slot(number).and_then(Option::as_mut) else { return };
+        pending.refused = (pending.refused + 1).min(pending.attempts);
+        if matches!(pending.attempt, Attempt::Forwarded { to, .. } if to == by) {
+            pending.attempt = Attempt::Due;
+            self.due += 1;
+        }
+    }
+
+    /// The engine itself dropped the attempts it had just made as leader: nothing was appended.
+    pub fn not_appended(&mut self, numbers: &[u64]) {
+        for &number in numbers {
+            let Some(pending) = self.slot(number).and_then(Option::as_mut) else { continue };
+            pending.attempt = Attempt::Due;
+            pending.refused += 1;
+            self.due += 1;
+        }
+    }
+
+    fn slot(&mut self, number: u64) -> Option<&mut Option<Pending>> {
+        let at = number.checked_sub(self.floor)?;
+        self.window.get_mut(usize::try_from(at).ok()?)
+    }
+
+    /// This number is applied here: its proposal is resolved. Returns who waits for it, and until when.
+    pub fn applied(&mut self, boot: u64, number: u64) -> Option<(Token, u64)> {
+        if boot != self.boot {
+            return None;
+        }
+        let pending = self.take(number)?;
+        self.raise_floor();
+        Some((pending.token, pending.deadline_ns))
+    }
+
+    fn take(&mut self, number: u64) -> Option<Pending> {
+        let pending = self.slot(number)?.take()?;
+        self.pending -= 1;
+        self.due -= usize::from(pending.attempt == Attempt::Due);
+        Some(pending)
+    }
+
+    fn raise_floor(&mut self) {
+        while matches!(self.window.front(), Some(None)) {
+            self.window.pop_front();
+            self.floor += 1;
+        }
+        self.admit_waiting();
+    }
+
+    /// The earliest moment at which [`Self::expire`] has something to do, or `u64::MAX`.
+    pub fn next_deadline_ns(&self) -> u64 {
+        self.next_deadline_ns
+    }
+
+    /// Gives up what is past its deadline. The number is resolved for its origin, so the floor may pass it, and a copy
+    /// that reaches the log behind such a floor is skipped everywhere.
+    pub fn expire(&mut self, now_ns: u64, unsent_reason: &'static str, failed: &mut impl FnMut(Token, Failure)) {
+        if now_ns < self.next_deadline_ns {
+            return;
+        }
+        self.fail(|deadline_ns| deadline_ns <= now_ns, failed, |in_a_log| match in_a_log {
+            true => Failure::TimedOut,
+            false => Failure::TimedOutUnsent { reason: unsent_reason },
+        });
+        let window = self.window.iter().flatten().map(|pending| pending.deadline_ns);
+        let waiting = self.waiting.iter().map(|waiting| waiting.deadline_ns);
+        self.next_deadline_ns = window.chain(waiting).min().unwrap_or(u64::MAX);
+    }
+
+    /// The node closes: everything ends.
+    pub fn close(&mut self, failed: &mut impl FnMut(Token, Failure)) {
+        self.fail(|_| true, failed, |in_a_log| match in_a_log {
+            true => Failure::Closed,
+            false => Failure::ClosedUnsent,
+        });
+    }
+
+    fn fail(
+        &mut self,
+        which: impl Fn(u64) -> bool,
+        failed: &mut impl FnMut(Token, Failure),
+        failure: impl Fn(bool) -> Failure,
+    ) {
+        for at in 0..self.window.len() {
+            if self.window[at].as_ref().is_some_and(|pending| which(pending.deadline_ns)) {
+                if let Some(pending) = self.take(self.floor + at as u64) {
+                    failed(pending.token, failure(pending.may_be_in_a_log()));
+                }
+            }
+        }
+        self.waiting.retain(|waiting| {
+            let keep = !which(waiting.deadline_ns);
+            if !keep {
+                failed(waiting.token, failure(false));
+            }
+            keep
+        });
+        self.raise_floor();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn proposals(count: u64) -> Proposals {
+        let mut proposals = Proposals::new(1, 1);
+        for token in 1..=count {
+            proposals.add(token, Command::new(b"x"), 100 * token);
+        }
+        proposals
+    }
+
+    fn send(proposals: &mut Proposals, to: Option<NodeId>, term: u64) -> Vec<(u64, u64)> {
+        let mut sent = Vec::new();
+        proposals.send_due(to, term, |command| {
+            sent.push((command.header().number, command.header().floor));
+            true
+        });
+        sent
+    }
+
+    fn expire(proposals: &mut Proposals, now_ns: u64) -> Vec<(Token, Failure)> {
+        let mut failed = Vec::new();
+        proposals.expire(now_ns, "no leader", &mut |token, failure| failed.push((token, failure)));
+        failed
+    }
+
+    #[test]
+    fn s1_numbers_are_kept_through_every_attempt_and_the_floor_follows_what_is_resolved() {
+        let mut proposals = proposals(3);
+        assert_eq!(send(&mut proposals, None, 2), [(1, 1), (2, 1), (3, 1)]);
+        assert_eq!(proposals.applied(1, 2), Some((2, 200)));
+        assert_eq!(proposals.floor(), 1);
+        assert_eq!(proposals.applied(1, 1), Some((1, 100)));
+        assert_eq!(proposals.floor(), 3);
+        assert_eq!(proposals.applied(1, 1), None, "resolved once");
+        assert_eq!(proposals.applied(9, 3), None, "another boot's number");
+        proposals.term_began(3);
+        assert_eq!(send(&mut proposals, Some(2), 3), [(3, 3)]);
+        assert_eq!(proposals.reproposals(), 1);
+    }
+
+    #[test]
+    fn another_attempt_is_due_when_the_last_can_no_longer_succeed() {
+        let mut proposals = proposals(1);
+        send(&mut proposals, Some(2), 5);
+        proposals.term_began(5);
+        proposals.route_lost(3);
+        assert_eq!(proposals.due(), 0);
+        proposals.route_lost(2);
+        assert_eq!(send(&mut proposals, Some(2), 5).len(), 1);
+        proposals.refused(1, 1, 2);
+        assert_eq!(send(&mut proposals, None, 6).len(), 1);
+        proposals.refused(1, 1, 2);
+        assert_eq!(proposals.due(), 0, "a late refusal by an old leader does not touch the newer attempt");
+        proposals.term_began(7);
+        assert_eq!(send(&mut proposals, None, 7).len(), 1);
+    }
+
+    #[test]
+    fn s4_not_committed_is_claimed_only_if_every_attempt_was_refused_or_none_was_made() {
+        let mut proposals = proposals(3);
+        proposals.send_due(Some(2), 2, |command| command.header().number < 3);
+        proposals.refused(1, 1, 2);
+        let failed = expire(&mut proposals, 300);
+        let unsent = Failure::TimedOutUnsent { reason: "no leader" };
+        assert_eq!(failed, [(1, unsent.clone()), (2, Failure::TimedOut), (3, unsent)]);
+        assert_eq!((proposals.floor(), proposals.len(), proposals.due()), (4, 0, 0));
+    }
+
+    #[test]
+    fn s4_a_refusal_after_an_attempt_of_unknown_end_claims_nothing() {
+        let mut proposals = proposals(1);
+        send(&mut proposals, Some(2), 2);
+        proposals.route_lost(2);
+        send(&mut proposals, Some(2), 2);
+        proposals.refused(1, 1, 2);
+        assert_eq!(expire(&mut proposals, 100), [(1, Failure::TimedOut)]);
+    }
+
+    #[test]
+    fn deadlines_pass_in_their_own_order() {
+        let mut proposals = Proposals::new(1, 1);
+        for (token, deadline) in [(1, u64::MAX), (2, 50), (3, 10)] {
+            proposals.add(token, Command::new(b""), deadline);
+        }
+        assert_eq!(proposals.next_deadline_ns(), 10);
+        assert_eq!(expire(&mut proposals, 10).len(), 1);
+        assert_eq!(proposals.next_deadline_ns(), 50);
+        assert_eq!(expire(&mut proposals, 60).len(), 1);
+        assert_eq!(proposals.next_deadline_ns(), u64::MAX);
+        assert_eq!(proposals.floor(), 1, "the one that waits for ever holds the floor");
+    }
+
+    #[test]
+    fn s1_beyond_the_window_a_proposal_waits_for_a_number() {
+        let mut proposals = proposals(WINDOW + 1);
+        assert_eq!(send(&mut proposals, None, 2).len() as u64, WINDOW);
+        proposals.applied(1, 2);
+        assert_eq!(proposals.due(), 0, "the floor did not move");
+        proposals.applied(1, 1);
+        assert_eq!(send(&mut proposals, None, 2), [(WINDOW + 1, 3)]);
+    }
+
+    #[test]
+    fn closing_ends_everything_with_what_is_known() {
+        let mut proposals = proposals(2);
+        proposals.send_due(None, 2, |command| command.header().number == 1);
+        let mut failed = Vec::new();
+        proposals.close(&mut |token, failure| failed.push((token, failure)));
+        assert_eq!(failed, [(1, Failure::Closed), (2, Failure::ClosedUnsent)]);
+    }
+}

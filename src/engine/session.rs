@@ -1,0 +1,155 @@
+//! Which commands were applied before: one session per origin, part of the replicated state (rules S1-S3).
+//!
+//! The idea is the client session of the Raft thesis, section 6.3, with two differences: a session is opened by its first
+//! command, and the origin itself says up to where answers may be forgotten (its *floor*), so a session is a bitmap
+//! of the numbers in flight instead of a table of responses.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::command::Header;
+use super::NodeId;
+
+/// The widest span between an origin's floor and its highest number. Every replica must agree on it: it is part of the
+/// format, not of the configuration.
+pub const WINDOW: u64 = 1 << 20;
+
+/// What a replica does with a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The first copy: apply it.
+    Fresh,
+    /// Applied before, or given up by its origin, or outside of the window: skip it.
+    Skip,
+}
+
+/// All origins' sessions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sessions {
+    origins: BTreeMap<NodeId, Session>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Session {
+    boot: u64,
+    floor: u64,
+    /// Bit `i` of the whole says that number `floor_word * 64 + i` was applied.
+    applied: VecDeque<u64>,
+}
+
+impl Sessions {
+    /// Decides about a command at its place in the log and remembers the decision.
+    /// Same log, same verdicts, on every replica.
+    pub fn admit(&mut self, header: &Header) -> Verdict {
+        let session = self.origins.entry(header.origin).or_insert_with(|| Session::new(header.boot));
+        if header.boot < session.boot {
+            return Verdict::Skip;
+        }
+        if header.boot > session.boot {
+            *session = Session::new(header.boot);
+        }
+        session.raise_floor(header.floor);
+        session.mark(header.number)
+    }
+
+    /// The highest boot and floor seen of an origin.
+    #[cfg(test)]
+    pub fn of(&self, origin: NodeId) -> Option<(u64, u64)> {
+        self.origins.get(&origin).map(|session| (session.boot, session.floor))
+    }
+}
+
+impl Session {
+    fn new(boot: u64) -> Self {
+        Self { boot, floor: 0, applied: VecDeque::new() }
+    }
+
+    fn raise_floor(&mut self, floor: u64) {
+        if floor <= self.floor {
+            return;
+        }
+        let passed_words = (floor / 64 - self.floor / 64).min(self.applied.len() as u64);
+        self.applied.drain(..passed_words as usize);
+        self.floor = floor;
+    }
+
+    fn mark(&mut self, number: u64) -> Verdict {
+        if number < self.floor || number - self.floor >= WINDOW {
+            return Verdict::Skip;
+        }
+        let word = (number / 64 - self.floor / 64) as usize;
+        let bit = 1u64 << (number % 64);
+        if self.applied.len() <= word {
+            self.applied.resize(word + 1, 0);
+        }
+        let seen = &mut self.applied[word];
+        if *seen & bit != 0 {
+            return Verdict::Skip;
+        }
+        *seen |= bit;
+        Verdict::Fresh
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::engine::command::Kind;
+
+    fn header(boot: u64, number: u64, floor: u64) -> Header {
+        Header { kind: Kind::Application, origin: 1, boot, number, floor, timestamp_ns: 0, wall_ns: 0 }
+    }
+
+    #[test]
+    fn s1_a_second_copy_is_skipped() {
+        let mut sessions = Sessions::default();
+        assert_eq!(sessions.admit(&header(1, 5, 5)), Verdict::Fresh);
+        assert_eq!(sessions.admit(&header(1, 5, 5)), Verdict::Skip);
+        assert_eq!(sessions.admit(&header(1, 4, 1)), Verdict::Skip, "an older floor does not lower the floor");
+        assert_eq!(sessions.admit(&header(1, 6, 1)), Verdict::Fresh, "concurrent proposals have no order");
+    }
+
+    #[test]
+    fn s1_a_number_below_the_floor_is_skipped_though_it_was_never_applied() {
+        let mut sessions = Sessions::default();
+        assert_eq!(sessions.admit(&header(1, 200, 150)), Verdict::Fresh);
+        assert_eq!(sessions.admit(&header(1, 149, 1)), Verdict::Skip);
+        assert_eq!(sessions.of(1), Some((1, 150)));
+    }
+
+    #[test]
+    fn s1_a_number_beyond_the_window_is_skipped() {
+        let mut sessions = Sessions::default();
+        assert_eq!(sessions.admit(&header(1, WINDOW + 7, 7)), Verdict::Skip);
+        assert_eq!(sessions.admit(&header(1, WINDOW + 6, 7)), Verdict::Fresh);
+    }
+
+    #[test]
+    fn s2_an_older_boot_is_skipped_and_a_newer_one_starts_afresh() {
+        let mut sessions = Sessions::default();
+        assert_eq!(sessions.admit(&header(2, 9, 9)), Verdict::Fresh);
+        assert_eq!(sessions.admit(&header(1, 10, 9)), Verdict::Skip);
+        assert_eq!(sessions.admit(&header(3, 1, 1)), Verdict::Fresh);
+        assert_eq!(sessions.admit(&header(2, 10, 9)), Verdict::Skip);
+    }
+
+    proptest! {
+        /// The bitmap decides as a plain set of all numbers ever applied would.
+        #[test]
+        fn the_bitmap_equals_a_set(steps in prop::collection::vec((0u64..400, 0u64..300), 1..300)) {
+            let mut sessions = Sessions::default();
+            let (mut floor, mut applied) = (0, BTreeSet::new());
+            for (number, new_floor) in steps {
+                let verdict = sessions.admit(&header(1, number, new_floor));
+                floor = floor.max(new_floor);
+                let fresh = number >= floor && applied.insert(number);
+                prop_assert_eq!(verdict == Verdict::Fresh, fresh, "number {} floor {}", number, floor);
+            }
+            let words = sessions.origins[&1].applied.len();
+            prop_assert!(words <= 8, "{} words for a span below 400", words);
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! Who may talk to whom: what two nodes tell each other before anything else.
+//!
+//! The dialer opens with its [`Hello`]; the acceptor answers with its own (a Welcome) or with a [`Refusal`]; the dialer
+//! checks the Welcome and may still refuse. Both sides log a refusal.
+
+use super::wire::{
+    begin, cut, end, put_string, Fields, Kind, WireError, HANDSHAKE_BYTES_MAX, HANDSHAKE_FORMAT, PROTOCOL_VERSION,
+    PROTOCOL_VERSION_MIN,
+};
+use crate::engine::NodeId;
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Role {
+    /// A node of the cluster.
+    Peer = 1,
+    /// A client outside the cluster (no build serves them yet).
+    Client = 2,
+    /// An operator's tool (no build serves them yet).
+    Admin = 3,
+}
+
+/// What a node says about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The random number drawn when the cluster was formed; 0 while it is not.
+    pub lineage: u128,
+    /// Bumped by whatever replaces the cluster's membership by force (rule M3).
+    pub incarnation: u64,
+    /// Who speaks.
+    pub from: NodeId,
+    /// To whom it means to speak.
+    pub to: NodeId,
+    /// The random number of the speaker's data directory (rule M1).
+    pub identity: u128,
+    /// The speaker's boot counter (rule S2).
+    pub boot: u64,
+    /// The random number of this start (rule S2).
+    pub nonce: u64,
+    /// What the connection is for.
+    pub role: Role,
+    /// Where the speaker says it can be dialled.
+    pub advertise: String,
+    /// The engine's own bytes about forming the cluster.
+    pub formation: Vec<u8>,
+}
+
+/// Why a connection is refused, for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RefusalCode {
+    /// The handshake itself is damaged.
+    Malformed,
+    /// No protocol version in common.
+    Version,
+    /// Another cluster's name.
+    Cluster,
+    /// Another cluster of the same name.
+    Lineage,
+    /// One side belongs to a membership that was replaced by force.
+    Incarnation,
+    /// The dialled node has another id than the dialer thinks.
+    WrongNode,
+    /// Both ends are the same node, or claim to be.
+    SelfConnection,
+    /// Not, or no longer, a member.
+    NotAMember,
+    /// A known id with another data directory.
+    Identity,
+    /// An earlier boot, or the same boot of another start.
+    Boot,
+    /// The cluster is not formed the same way on both sides.
+    Formation,
+    /// A role that this node does not serve.
+    Role,
+    /// Any other reason.
+    Other(u16),
+}
+
+impl RefusalCode {
+    const NAMED: [Self; 12] = [
+        Self::Malformed,
+        Self::Version,
+        Self::Cluster,
+        Self::Lineage,
+        Self::Incarnation,
+        Self::WrongNode,
+        Self::SelfConnection,
+        Self::NotAMember,
+        Self::Identity,
+        Self::Boot,
+        Self::Formation,
+        Self::Role,
+    ];
+
+    fn number(self) -> u16 {
+        match self {
+            Self::Other(number) => number,
+            named => Self::NAMED.iter().position(|code| *code == named).map_or(0, |at| at as u16 + 1),
+        }
+    }
+
+    fn from_number(number: u16) -> Self {
+        let at = usize::from(number).checked_sub(1);
+        at.and_then(|at| Self::NAMED.get(at)).copied().unwrap_or(Self::Other(number))
+    }
+}
+
+/// Why a connection is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Refusal {
+    /// For programs.
+    pub code: RefusalCode,
+    /// For people: what is wrong and what to do.
+    pub reason: String,
+}
+
+impl Refusal {
+    /// A refusal with its reason.
+    pub fn new(code: RefusalCode, reason: impl Into<String>) -> Self {
+        Self { code, reason: reason.into() }
+    }
+}
+
+/// The policy, given by the driver. Asked on both sides of every connection, on the driver's thread, between two of
+/// the driver's own turns (never while the driver calls into the network).
+pub trait Gate {
+    /// What this node says to `to`. To a node that dialled, this is asked before it is admitted: `to` is then only
+    /// what it claims to be.
+    fn hello(&self, to: NodeId) -> Hello;
+
+    /// Whether the other side of a connection may talk to this node.
+    ///
+    /// # Errors
+    /// Why not; the other side is told.
+    fn admit(&self, hello: &Hello) -> Result<(), Refusal>;
+}
+
+/// A [`Hello`] with the protocol versions that its sender speaks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Greeting {
+    /// Who speaks.
+    pub hello: Hello,
+    /// Oldest protocol version.
+    pub version_min: u8,
+    /// Newest protocol version.
+    pub version_max: u8,
+}
+
+impl Greeting {
+    /// This build's greeting.
+    pub fn new(hello: Hello) -> Self {
+        Self { hello, version_min: PROTOCOL_VERSION_MIN, version_max: PROTOCOL_VERSION }
+    }
+
+    /// The newest version that both this build and the greeting's sender speak.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn common_version(&self) -> Result<u8, Refusal> {
+        let newest = self.version_max.min(PROTOCOL_VERSION);
+        if newest >= self.version_min.max(PROTOCOL_VERSION_MIN) {
+            return Ok(newest);
+        }
+        let (theirs_min, theirs_max) = (self.version_min, self.version_max);
+        Err(Refusal::new(
+            RefusalCode::Version,
+            format!(
+                "node {} speaks protocol versions {theirs_min} to {theirs_max} and this node {PROTOCOL_VERSION_MIN} to \
+                 {PROTOCOL_VERSION}: upgrade the older one",
+                self.hello.from
+            ),
+        ))
+    }
+}
+
+/// Encodes a whole Hello or Welcome frame.
+///
+/// # Errors
+/// It is larger than a handshake may be.
+pub fn encode_greeting(kind: Kind, greeting: &Greeting) -> Result<Vec<u8>, WireError> {
+    let hello = &greeting.hello;
+    let mut buffer = Vec::with_capacity(256);
+    let start = begin(&mut buffer, HANDSHAKE_FORMAT, kind, 0);
+    buffer.extend_from_slice(&[greeting.version_min, greeting.version_max, hello.role as u8]);
+    buffer.extend_from_slice(&hello.lineage.to_le_bytes());
+    buffer.extend_from_slice(&hello.identity.to_le_bytes());
+    for word in [hello.incarnation, hello.from, hello.to, hello.boot, hello.nonce] {
+        buffer.extend_from_slice(&word.to_le_bytes());
+    }
+    put_string(&mut buffer, hello.cluster.as_bytes());
+    put_string(&mut buffer, hello.advertise.as_bytes());
+    put_string(&mut buffer, &hello.formation);
+    end(&mut buffer, start, HANDSHAKE_BYTES_MAX)?;
+    Ok(buffer)
+}
+
+/// Reads the body of a Hello or Welcome frame. Bytes behind the known fields are a newer build's and are ignored.
+///
+/// # Errors
+/// Fields are missing or damaged.
+pub fn decode_greeting(kind: Kind, body: &[u8]) -> Result<Greeting, WireError> {
+    let read = || {
+        let mut fields = Fields { rest: body };
+        let (version_min, version_max) = (fields.u8()?, fields.u8()?);
+        let role = match fields.u8()? {
+            1 => Role::Peer,
+            2 => Role::Client,
+            3 => Role::Admin,
+            _ => return None,
+        };
+        let (lineage, identity) = (fields.u128()?, fields.u128()?);
+        let (incarnation, from, to) = (fields.u64()?, fields.u64()?, fields.u64()?);
+        let (boot, nonce) = (fields.u64()?, fields.u64()?);
+        let (cluster, advertise) = (fields.text()?, fields.text()?);
+        let formation = fields.string()?.to_vec();
+        let hello =
+            Hello { cluster, lineage, incarnation, from, to, identity, boot, nonce, role, advertise, formation };
+        Some(Greeting { hello, version_min, version_max })
+    };
+    read().ok_or_else(|| WireError::Body { kind, problem: "its fields do not fit its length".into() })
+}
+
+/// Encodes a whole Refuse frame; a long reason is cut.
+pub fn encode_refusal(refusal: &Refusal) -> Vec<u8> {
+    let mut buffer = Vec::with_capacity(128);
+    let start = begin(&mut buffer, HANDSHAKE_FORMAT, Kind::Refuse, 0);
+    buffer.extend_from_slice(&refusal.code.number().to_le_bytes());
+    put_string(&mut buffer, cut(&refusal.reason).as_bytes());
+    // A cut reason fits.
+    let _ = end(&mut buffer, start, HANDSHAKE_BYTES_MAX);
+    buffer
+}
+
+/// Reads the body of a Refuse frame. The reason comes from outside: control characters are taken out of it.
+///
+/// # Errors
+/// Fields are missing or damaged.
+pub fn decode_refusal(body: &[u8]) -> Result<Refusal, WireError> {
+    let read = || {
+        let mut fields = Fields { rest: body };
+        let code = RefusalCode::from_number(fields.u16()?);
+        let reason = fields.text()?;
+        let reason = cut(&reason).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        Some(Refusal { code, reason })
+    };
+    read().ok_or_else(|| WireError::Body { kind: Kind::Refuse, problem: "its fields do not fit its length".into() })
+}
+
+/// What no policy has to decide: whether the other side of a connection is another node, and the one that was meant.
+///
+/// # Errors
+/// Why it is not.
+pub fn check_ends(ours: &Hello, theirs: &Hello) -> Result<(), Refusal> {
+    let me = ours.from;
+    if theirs.from == me {
+        let reason = if theirs.identity == ours.identity && theirs.nonce == ours.nonce {
+            format!("node {me} lists itself under another address: correct its list of members")
+        } else if theirs.identity == ours.identity {
+            format!("another process runs as node {me} on a copy of its data directory: stop one of them")
+        } else {
+            format!("another node runs under id {me}: give each node an id of its own")
+        };
+        return Err(Refusal::new(RefusalCode::SelfConnection, reason));
+    }
+    if theirs.to != me {
+        return Err(Refusal::new(
+            RefusalCode::WrongNode,
+            format!(
+                "node {} means to talk to node {} and reached node {me}: correct the addresses in its list of members",
+                theirs.from, theirs.to
+            ),
+        ));
+    }
+    if theirs.role != Role::Peer {
+        return Err(Refusal::new(RefusalCode::Role, format!("node {me} serves peers only, not {:?}s", theirs.role)));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::wire::{Header, HEADER_LEN};
+    use super::*;
+
+    fn hello() -> impl Strategy<Value = Hello> {
+        let role = prop_oneof![Just(Role::Peer), Just(Role::Client), Just(Role::Admin)];
+        (any::<[u64; 5]>(), any::<[u128; 2]>(), role, ".{0,40}", ".{0,40}", any::<Vec<u8>>()).prop_map(
+            |([incarnation, from, to, boot, nonce], [lineage, identity], role, cluster, advertise, formation)| Hello {
+                cluster,
+                lineage,
+                incarnation,
+                from,
+                to,
+                identity,
+                boot,
+                nonce,
+                role,
+                advertise,
+                formation,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn greetings_survive_the_round_trip(hello in hello(), more in any::<Vec<u8>>()) {
+            let greeting = Greeting::new(hello);
+            let frame = encode_greeting(Kind::Hello, &greeting).map_err(|e| TestCaseError::fail(e.to_string()))?;
+            let header = Header::decode(&frame, HANDSHAKE_FORMAT, HANDSHAKE_BYTES_MAX);
+            prop_assert_eq!(header, Ok(Some(Header { body_len: frame.len() - HEADER_LEN, kind: Kind::Hello, group: 0 })));
+            let mut body = frame[HEADER_LEN..].to_vec();
+            prop_assert_eq!(decode_greeting(Kind::Hello, &body), Ok(greeting.clone()));
+            // A newer build adds fields at the end.
+            body.extend(more);
+            prop_assert_eq!(decode_greeting(Kind::Hello, &body), Ok(greeting));
+        }
+
+        #[test]
+        fn refusals_survive_the_round_trip(number in any::<u16>(), reason in "[ -~]{0,200}") {
+            let refusal = Refusal::new(RefusalCode::from_number(number), reason);
+            prop_assert_eq!(refusal.code.number(), number);
+            prop_assert_eq!(decode_refusal(&encode_refusal(&refusal)[HEADER_LEN..]), Ok(refusal));
+        }
+
+        #[test]
+        fn garbage_is_answered_with_a_value_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = decode_greeting(Kind::Welcome, &bytes);
+            let _ = decode_refusal(&bytes);
+        }
+    }
+
+    fn one(from: NodeId, to: NodeId) -> Hello {
+        Hello {
+            cluster: "test".into(),
+            lineage: 0,
+            incarnation: 0,
+            from,
+            to,
+            identity: u128::from(from),
+            boot: 1,
+            nonce: from,
+            role: Role::Peer,
+            advertise: String::new(),
+            formation: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn only_the_node_that_was_meant_may_answer() {
+        let code = |ours: Hello, theirs: Hello| check_ends(&ours, &theirs).map_err(|refusal| refusal.code);
+        assert_eq!(code(one(1, 2), one(2, 1)), Ok(()));
+        assert_eq!(code(one(1, 2), one(2, 3)), Err(RefusalCode::WrongNode));
+        assert_eq!(code(one(1, 2), Hello { role: Role::Client, ..one(2, 1) }), Err(RefusalCode::Role));
+        for (theirs, expected) in [
+            (one(1, 2), "lists itself"),
+            (Hello { nonce: 9, ..one(1, 2) }, "copy of its data directory"),
+            (Hello { identity: 9, ..one(1, 2) }, "another node runs under id 1"),
+        ] {
+            let refusal = check_ends(&one(1, 1), &theirs).err().unwrap();
+            assert!(refusal.reason.contains(expected), "{refusal}");
+            assert_eq!(refusal.code, RefusalCode::SelfConnection);
+        }
+    }
+
+    #[test]
+    fn builds_without_a_common_version_say_so() {
+        let newer = Greeting { version_min: 2, version_max: 3, ..Greeting::new(one(2, 1)) };
+        let refusal = newer.common_version().err().unwrap();
+        assert_eq!(refusal.code, RefusalCode::Version);
+        assert!(refusal.reason.contains("2 to 3"), "{refusal}");
+        assert_eq!(Greeting { version_max: 3, ..Greeting::new(one(2, 1)) }.common_version(), Ok(1));
+    }
+
+    #[test]
+    fn a_refusal_from_outside_cannot_write_its_own_log_lines() {
+        let refusal = Refusal::new(RefusalCode::Other(7), "one\ntwo\x1b[0m");
+        let read = decode_refusal(&encode_refusal(&refusal)[HEADER_LEN..]).unwrap();
+        assert_eq!(read.reason, "one two [0m");
+    }
+
+    #[test]
+    fn a_greeting_that_is_too_large_is_not_sent() {
+        let hello = Hello { formation: vec![0; HANDSHAKE_BYTES_MAX], ..one(1, 2) };
+        assert!(encode_greeting(Kind::Hello, &Greeting::new(hello)).is_err());
+    }
+}

@@ -1,0 +1,51 @@
+//! What can be set about the network.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::resolve::{Resolve, SystemResolver};
+
+/// Limits and times; the defaults are what one runs in production.
+#[derive(Clone)]
+pub struct Options {
+    /// The largest frame's body, and what it may take in memory. The same on all nodes.
+    pub frame_bytes_max: usize,
+    /// A connection with more unsent bytes than this is dropped.
+    pub backlog_bytes_max: usize,
+    /// Readers wait while the driver has not taken more than this many bytes.
+    pub unread_bytes_max: usize,
+    /// Inbound connections without a handshake at once; the oldest is dropped for the next one.
+    pub handshakes_max: usize,
+    /// Inbound connections of one peer at once; the oldest is dropped for the next one.
+    pub inbound_per_peer_max: usize,
+    /// How long a handshake may take, on either side.
+    pub handshake_timeout: Duration,
+    /// How long looking up a name, or connecting to an address, may take.
+    pub connect_timeout: Duration,
+    /// The first pause before dialling again.
+    pub redial_min: Duration,
+    /// The longest pause before dialling again.
+    pub redial_max: Duration,
+    /// A connection is given up when its peer has acknowledged nothing for so long.
+    pub silence_timeout: Duration,
+    /// Looks up addresses.
+    pub resolver: Rc<dyn Resolve>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            frame_bytes_max: 64 << 20,
+            backlog_bytes_max: 64 << 20,
+            unread_bytes_max: 16 << 20,
+            handshakes_max: 256,
+            inbound_per_peer_max: 4,
+            handshake_timeout: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(3),
+            redial_min: Duration::from_millis(50),
+            redial_max: Duration::from_secs(2),
+            silence_timeout: Duration::from_secs(5),
+            resolver: Rc::new(SystemResolver),
+        }
+    }
+}

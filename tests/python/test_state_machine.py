@@ -1,0 +1,72 @@
+"""aioraft.StateMachine: one instance, one node; plain methods."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import weakref
+from typing import Any
+
+import pytest
+
+import aioraft
+from aioraft._state_machine import claim, has_batch
+from machines import Adder, BatchAdder
+
+
+class Slotted(aioraft.StateMachine[None]):
+    __slots__ = ("items",)
+
+    def apply(self, entry: aioraft.Entry) -> None: ...
+
+
+@dataclasses.dataclass(slots=True)
+class Unhashable(aioraft.StateMachine[None]):
+    total: int = 0
+
+    def apply(self, entry: aioraft.Entry) -> None: ...
+
+
+class AsyncApply(aioraft.StateMachine[Any]):
+    async def apply(self, entry: aioraft.Entry) -> None: ...
+
+
+@pytest.mark.parametrize("factory", [Adder, Slotted, Unhashable])
+def test_a_used_instance_is_refused(factory: type[aioraft.StateMachine[Any]]) -> None:
+    used, equal = factory(), factory()
+    claim(used)
+    with pytest.raises(aioraft.ConfigError, match="belongs to another node already"):
+        claim(used)
+    claim(equal)
+
+
+def test_an_instance_is_not_kept_alive() -> None:
+    machine = Adder()
+    claim(machine)
+    gone = weakref.ref(machine)
+    del machine
+    gc.collect()
+    assert gone() is None
+
+
+def test_async_methods_are_refused() -> None:
+    with pytest.raises(aioraft.ConfigError, match=r"state_machine\.apply is async"):
+        claim(AsyncApply())
+
+
+def test_a_state_machine_needs_apply() -> None:
+    with pytest.raises(TypeError, match="apply"):
+        aioraft.StateMachine()  # type: ignore[abstract]
+
+
+def test_batches_are_an_override() -> None:
+    assert not has_batch(Adder())
+    assert has_batch(BatchAdder())
+
+
+def test_it_is_tested_without_a_cluster() -> None:
+    entry = aioraft.Entry(1, 1, b"5", timestamp=2.5)
+    assert (entry.index, entry.term, entry.data, entry.timestamp) == (1, 1, b"5", 2.5)
+    assert entry.timestamp_ns == 2_500_000_000
+    assert Adder().apply(entry) == 5
+    assert BatchAdder().apply_batch([entry, entry]) == [5, 10]

@@ -1,0 +1,97 @@
+"""aioraft.testing: the cluster, and its fixture under each mode of pytest-asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+
+import pytest
+
+import aioraft
+from aioraft.testing import Cluster
+from aioraft.testing.plugin import RaftCluster
+from machines import Adder
+
+USER_TEST = """
+    import aioraft
+
+    class Adder(aioraft.StateMachine[int]):
+        def __init__(self):
+            self.total = 0
+
+        def apply(self, entry):
+            self.total += int(entry.data)
+            return self.total
+
+    {mark}
+    async def test_adds(raft_cluster):
+        async with raft_cluster(3, Adder) as cluster:
+            await cluster.leader()
+            for total, node in enumerate(cluster.nodes, start=1):
+                assert await node.propose(b"1") == total
+            await cluster.wait_agreement()
+            assert [node.state_machine.total for node in cluster.nodes] == [3, 3, 3]
+"""
+
+LEAKS = """
+    {mark}
+    async def test_leaks(raft_cluster):
+        await raft_cluster(1, Adder).__aenter__()
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "mark"), [("strict", "import pytest\n    @pytest.mark.asyncio"), ("auto", "")], ids=["strict", "auto"]
+)
+def test_the_fixture_works_in_both_modes(pytester: pytest.Pytester, mode: str, mark: str) -> None:
+    pytester.makepyfile(USER_TEST.format(mark=mark) + LEAKS.format(mark=mark))
+    result = pytester.runpytest_subprocess(f"--asyncio-mode={mode}", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*raft_cluster was left open*"])
+
+
+def test_the_fixture_needs_no_asyncio_plugin(pytester: pytest.Pytester) -> None:
+    body = USER_TEST.format(mark="").replace("async def test_adds", "async def adds")
+    body += """
+    def test_adds(raft_cluster):
+        import asyncio
+        asyncio.run(adds(raft_cluster))
+"""
+    pytester.makepyfile(body)
+    pytester.runpytest_subprocess("-p", "no:asyncio", "-p", "no:cacheprovider").assert_outcomes(passed=1)
+
+
+@pytest.mark.asyncio
+async def test_each_node_has_its_own_machine_and_directory(raft_cluster: RaftCluster, tmp_path: pathlib.Path) -> None:
+    made: list[Adder] = []
+
+    def factory() -> Adder:
+        made.append(Adder())
+        return made[-1]
+
+    async with raft_cluster(3, factory, data_dir=tmp_path) as cluster:
+        assert [node.id for node in cluster.nodes] == [1, 2, 3]
+        await asyncio.gather(*(node.propose(b"1") for node in cluster.nodes for _ in range(20)))
+        await cluster.wait_agreement()
+    assert [machine.total for machine in made] == [60, 60, 60]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["node-1", "node-2", "node-3"]
+
+
+@pytest.mark.asyncio
+async def test_the_rest_agrees_when_the_leader_has_left() -> None:
+    async with Cluster(3, Adder) as cluster:
+        first = await cluster.leader()
+        await first.propose(b"1")
+        await first.aclose()
+        second = await cluster.leader()
+        assert second is not first
+        assert await second.propose(b"1") == 2
+        await cluster.wait_agreement()
+
+
+@pytest.mark.asyncio
+async def test_a_factory_that_gives_one_instance_twice_is_refused() -> None:
+    machine = Adder()
+    with pytest.raises(aioraft.ConfigError, match="belongs to another node"):
+        async with Cluster(2, lambda: machine):
+            pass

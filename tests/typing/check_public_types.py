@@ -1,0 +1,84 @@
+"""What type checkers make of the public names; checked by mypy and pyright, never run."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import assert_type
+
+from aiohttp import web
+
+import aioraft
+import aioraft.aiohttp
+from aioraft.testing import Cluster
+from aioraft.testing.plugin import RaftCluster
+
+
+class Stock(aioraft.StateMachine[int]):
+    def apply(self, entry: aioraft.Entry) -> int:
+        assert_type(entry.index, int)
+        assert_type(entry.term, int)
+        assert_type(entry.data, bytes)
+        assert_type(entry.timestamp, float)
+        return len(entry.data)
+
+
+async def the_node(node: aioraft.Node[int]) -> None:
+    assert_type(await node.start(), None)
+    assert_type(await node.ready(timeout=1), None)
+    assert_type(await node.propose(b""), int)
+    assert_type(await node.propose(memoryview(b""), timeout=None), int)
+    assert_type(await asyncio.create_task(node.propose(bytearray())), int)
+    assert_type(await node.propose_many([b""]), list[int])
+    assert_type(await node.propose_many([b""], return_exceptions=False, timeout=1.5), list[int])
+    assert_type(await node.propose_many([b""], return_exceptions=True), list[int | aioraft.RaftError])
+    assert_type(await node.read_barrier(), int)
+    assert_type(await node.wait_for_leader(timeout=1), aioraft.Leadership)
+    assert_type(node.status(), aioraft.Status)
+    assert_type(node.status().peers, tuple[aioraft.PeerStatus, ...])
+    assert_type(node.state_machine, aioraft.StateMachine[int])
+    commits = node.commits(after=5)
+    assert_type(commits.position, int)
+    async for entry in commits:
+        assert_type(entry, aioraft.Entry)
+    async for batch in node.commits().batches():
+        assert_type(batch, list[aioraft.Entry])
+    async for known in node.leadership():
+        assert_type(known.leader, int | None)
+    async for term in node.leading():
+        async with term as entered:
+            assert_type(entered, aioraft.Term)
+    assert_type(await node.aclose(), None)
+
+
+async def made() -> None:
+    async with aioraft.Node(id=1, members={1: ""}, data_dir=None, state_machine=Stock()) as node:
+        assert_type(node, aioraft.Node[int])
+    async with Cluster(3, Stock) as cluster:
+        assert_type(cluster, Cluster[int])
+        assert_type(await cluster.leader(), aioraft.Node[int])
+        assert_type(await cluster.wait_agreement(), int)
+
+
+async def the_fixture(raft_cluster: RaftCluster) -> None:
+    async with raft_cluster(3, Stock) as cluster:
+        assert_type(cluster.nodes, tuple[aioraft.Node[int], ...])
+
+
+def the_application(app: web.Application, node: aioraft.Node[int]) -> None:
+    key = aioraft.aiohttp.setup(app, node)
+    assert_type(key, web.AppKey[aioraft.Node[int]])
+    assert_type(app[key], aioraft.Node[int])
+
+
+def the_errors(error: aioraft.RaftError) -> None:
+    assert_type(error.outcome, aioraft.Outcome | None)
+    if isinstance(error, aioraft.ApplyError | aioraft.AppliedWithoutResultError):
+        assert_type(error.index, int)
+    if isinstance(error, aioraft.Compacted):
+        assert_type(error.restart, int)
+
+
+def refused(node: aioraft.Node[int]) -> None:
+    node.propose("text")  # type: ignore[arg-type, unused-coroutine] # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
+    aioraft.Config(1.0)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    aioraft.StateMachine[int]()  # type: ignore[abstract] # pyright: ignore[reportAbstractUsage]
