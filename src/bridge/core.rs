@@ -135,7 +135,7 @@ impl Core {
     }
 
     /// Start the driver. The future resolves with the bound "host:port" once the node listens, or fails with
-    /// `FatalError` (the log cannot be opened, say). Raises `ConfigError`; RaftError if it was started before.
+    /// `FatalError` (the log cannot be opened, say). Raises RaftError if it was started before.
     /// Cancelling does not stop the start: `close` does.
     #[pyo3(signature = () -> "asyncio.Future[str]")]
     fn start<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
@@ -161,7 +161,7 @@ impl Core {
             Err(error) => {
                 this.unwatch(py);
                 this.state.lock().phase = Phase::Stopped;
-                return Err(ConfigError::new_err(error.to_string()));
+                return Err(FatalError::new_err(error.to_string()));
             }
         };
         // `options` are taken once, so nothing was set before.
