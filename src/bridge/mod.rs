@@ -12,6 +12,7 @@
 //! | [`owner`] | tells whether a call comes from the thread and process that a node belongs to |
 //! | [`entry`] | `Entry` |
 //! | [`settings`], [`payload`], [`status`], [`errors`] | conversions |
+//! | [`hints`] | what the type stubs say |
 //! | [`logging`] | tracing and slog events on their way to Python's `logging` |
 //! | [`start`] | the one place where the driver is started |
 //! | [`echo`] | a driver without Raft, to measure the crossing by itself |
@@ -28,6 +29,7 @@ pub mod echo;
 pub mod entry;
 pub mod errors;
 pub mod futures;
+pub mod hints;
 pub mod latch;
 pub mod logging;
 pub mod machine;
