@@ -9,15 +9,17 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyBaseException, PyNotImplementedError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
 use pyo3::PyTraverseError;
 
 use super::bell::{Bell, Rope};
+use super::entry::Entry;
 use super::errors::{self, ConfigError, FatalError, NodeClosedError, RaftError, ReentrantCallError, WrongLoopError};
 use super::futures::Futures;
+use super::hints::{Data, EventLoop, Figures, FutureOf, Items, Nothing};
 use super::latch::View;
 use super::logging::{LogQueue, Loggers, RaftDrain, Subscriber};
 use super::machine::Machine;
+use super::outbox::Next;
 use super::owner::{Owner, Stranger};
 use super::settings::{duration, Settings};
 use super::start::{start_driver, Listen, Options};
@@ -82,13 +84,13 @@ impl Drop for InsideApply<'_> {
 impl Core {
     #[new]
     #[pyo3(signature = (
-        *, r#loop: "asyncio.AbstractEventLoop", node_id: "int", members: "dict[int, str]", cluster: "str",
-        data_dir: "str | None", listen: "str | int", advertise: "str | None", config: "typing.Any",
-        state_machine: "typing.Any", batch: "bool" = false, echo: "bool" = false
+        *, r#loop, node_id: "int", members: "dict[int, str]", cluster: "str",
+        data_dir: "str | None", listen: "str | int", advertise: "str | None", config,
+        state_machine, batch: "bool" = false, echo: "bool" = false
     ))]
     #[allow(clippy::too_many_arguments)] // all of them by name
     fn new(
-        r#loop: &Bound<'_, PyAny>,
+        r#loop: EventLoop<'_, '_>,
         node_id: u64,
         members: BTreeMap<u64, String>,
         cluster: String,
@@ -100,7 +102,8 @@ impl Core {
         batch: bool,
         echo: bool,
     ) -> PyResult<Self> {
-        let py = r#loop.py();
+        let event_loop = r#loop.0;
+        let py = event_loop.py();
         let settings = Settings::read(config)?;
         let bell = Arc::new(Bell::new()?);
         let logs = Arc::new(LogQueue::new(Arc::clone(&bell)));
@@ -121,7 +124,7 @@ impl Core {
             is_echo: echo,
             running_loop: py.import("asyncio")?.getattr("_get_running_loop")?.unbind(),
             settings,
-            futures: Futures::new(r#loop)?,
+            futures: Futures::new(&event_loop)?,
             machine: Machine::new(state_machine, batch)?,
             bell,
             logs,
@@ -134,10 +137,9 @@ impl Core {
     }
 
     /// Start the driver. The future resolves with the bound "host:port" once the node listens, or fails with
-    /// `FatalError` (the log cannot be opened, say). Raises `ConfigError`; RaftError if it was started before.
+    /// `FatalError` (the log cannot be opened, say). Raises RaftError if it was started before.
     /// Cancelling does not stop the start: `close` does.
-    #[pyo3(signature = () -> "asyncio.Future[str]")]
-    fn start<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+    fn start<'py>(slf: &Bound<'py, Self>) -> PyResult<FutureOf<'py, String>> {
         let (py, this) = (slf.py(), slf.get());
         this.check_loop(py)?;
         let future = this.futures.create(py)?;
@@ -160,7 +162,7 @@ impl Core {
             Err(error) => {
                 this.unwatch(py);
                 this.state.lock().phase = Phase::Stopped;
-                return Err(ConfigError::new_err(error.to_string()));
+                return Err(FatalError::new_err(error.to_string()));
             }
         };
         // `options` are taken once, so nothing was set before.
@@ -170,7 +172,7 @@ impl Core {
         state.phase = Phase::Running;
         state.starting = Some(future.clone().unbind());
         drop(state);
-        Ok(future)
+        Ok(future.into())
     }
 
     /// Propose `data`, which is copied; the future resolves with what `apply` returned here, on this node.
@@ -179,45 +181,54 @@ impl Core {
     /// `ReentrantCallError` (inside `apply`). The future fails with `ProposalTimeoutError` or `NotCommittedError` (not
     /// committed), `OutcomeUnknownError` (it may be applied), `ApplyError` or `AppliedWithoutResultError` (it is
     /// applied). Cancelling stops the waiting, not the proposal.
-    #[pyo3(signature = (data: "bytes | bytearray | memoryview", timeout: "float | None") -> "asyncio.Future[typing.Any]")]
+    #[pyo3(signature = (data, timeout: "float | None"))]
     fn propose<'py>(
-        &self,
-        py: Python<'py>,
-        data: &Bound<'py, PyAny>,
+        slf: &Bound<'py, Self>,
+        data: Data<'_, 'py>,
         timeout: Option<f64>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        self.check_call(py)?;
-        let command = payload::copy(data, self.settings.tuning.max_entry_bytes)?;
+    ) -> PyResult<FutureOf<'py, Py<PyAny>>> {
+        let (py, this) = (slf.py(), slf.get());
+        this.check_call(py)?;
+        let command = payload::copy(&data.0, this.settings.tuning.max_entry_bytes)?;
         let deadline_ns = deadline(timeout)?;
-        let port = self.running()?;
-        let future = self.futures.create(py)?;
+        let port = this.running()?;
+        let future = this.futures.create(py)?;
         let bytes = command.payload().len();
         let waiter = Waiter::Proposal(future.clone().unbind(), bytes);
-        let token = self.state.lock().add_proposal(waiter, bytes);
-        port.inbox.propose(Proposal { token, command, deadline_ns });
-        Ok(future)
+        let next = {
+            let mut state = this.state.lock();
+            let token = state.add_proposal(waiter, bytes);
+            state.outbox.put(Proposal { token, command, deadline_ns })
+        };
+        match next {
+            Next::Wait => (),
+            Next::Schedule => this.schedule_flush(slf),
+            Next::Send(proposal) => port.inbox.propose(proposal),
+            Next::SendAll(proposals) => port.inbox.propose_many(proposals),
+        }
+        Ok(future.into())
     }
 
     /// Propose each of `items`, without order or atomicity among them. The future resolves with a list that holds, for
     /// each item in order, its result or its exception. All else as with `propose`; what is raised at once concerns
     /// the whole list, of which nothing is proposed then.
     #[pyo3(signature = (
-        items: "collections.abc.Sequence[bytes | bytearray | memoryview]", timeout: "float | None"
-    ) -> "asyncio.Future[list[typing.Any]]")]
+        items, timeout: "float | None"
+    ))]
     fn propose_many<'py>(
         &self,
         py: Python<'py>,
-        items: &Bound<'py, PyAny>,
+        items: Items<'_, 'py>,
         timeout: Option<f64>,
-    ) -> PyResult<Bound<'py, PyAny>> {
+    ) -> PyResult<FutureOf<'py, Vec<Py<PyAny>>>> {
         self.check_call(py)?;
         let max_entry_bytes = self.settings.tuning.max_entry_bytes;
-        let copies = items.try_iter()?.map(|item| payload::copy(&item?, max_entry_bytes));
+        let copies = items.0.try_iter()?.map(|item| payload::copy(&item?, max_entry_bytes));
         let commands = copies.collect::<PyResult<Vec<_>>>()?;
         let deadline_ns = deadline(timeout)?;
         let port = self.running()?;
         if commands.is_empty() {
-            return self.futures.resolved(py, Vec::<Py<PyAny>>::new());
+            return Ok(self.futures.resolved(py, Vec::<Py<PyAny>>::new())?.into());
         }
         let future = self.futures.create(py)?;
         let mut state = self.state.lock();
@@ -231,7 +242,7 @@ impl Core {
         let proposals: Vec<_> = waits.collect();
         drop(state);
         port.inbox.propose_many(proposals);
-        Ok(future)
+        Ok(future.into())
     }
 
     /// Whether as much is pending as `Config.max_pending_proposals` or `max_pending_bytes` allow. `propose` does not
@@ -244,8 +255,7 @@ impl Core {
 
     /// Wait until it is no longer `full`: a future, resolved in the order of the calls, a bounded number at a time.
     /// Look at `full` again afterwards.
-    #[pyo3(signature = () -> "asyncio.Future[None]")]
-    fn wait_room<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+    fn wait_room<'py>(&self, py: Python<'py>) -> PyResult<FutureOf<'py, Nothing>> {
         self.check_call(py)?;
         self.running()?;
         let future = self.futures.create(py)?;
@@ -256,33 +266,38 @@ impl Core {
         } else {
             state.room.push_back(future.clone().unbind());
         }
-        Ok(future)
+        Ok(future.into())
     }
 
     /// Wait until the state machine here holds everything that was committed before this call. The future resolves
     /// with the index read at, or fails with `ReadTimeoutError`. `timeout` is in seconds; None waits for ever. Raises
     /// `ReentrantCallError` inside `apply`.
-    #[pyo3(signature = (timeout: "float | None") -> "asyncio.Future[int]")]
-    fn read_barrier<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<Bound<'py, PyAny>> {
+    #[pyo3(signature = (timeout: "float | None"))]
+    fn read_barrier<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<FutureOf<'py, u64>> {
         self.check_call(py)?;
         let deadline_ns = deadline(timeout)?;
         let port = self.running()?;
         let future = self.futures.create(py)?;
         let token = self.state.lock().waiters.insert(Waiter::Barrier(future.clone().unbind(), deadline_ns));
         port.inbox.request(Request::ReadBarrier { token, deadline_ns });
-        Ok(future)
+        Ok(future.into())
     }
 
     /// Read applied entries behind index `after` again, up to about `max_bytes` of them. The future resolves with
     /// (entries, the index through which they are complete), or fails with `Compacted`.
-    #[pyo3(signature = (after: "int", max_bytes: "int") -> "asyncio.Future[tuple[list[Entry], int]]")]
-    fn read_applied<'py>(&self, py: Python<'py>, after: u64, max_bytes: u64) -> PyResult<Bound<'py, PyAny>> {
+    #[pyo3(signature = (after: "int", max_bytes: "int"))]
+    fn read_applied<'py>(
+        &self,
+        py: Python<'py>,
+        after: u64,
+        max_bytes: u64,
+    ) -> PyResult<FutureOf<'py, (Vec<Entry>, u64)>> {
         self.check_call(py)?;
         let port = self.running()?;
         let future = self.futures.create(py)?;
         let token = self.state.lock().waiters.insert(Waiter::Range(future.clone().unbind()));
         port.inbox.request(Request::ReadApplied { token, after, max_bytes });
-        Ok(future)
+        Ok(future.into())
     }
 
     /// The index through which the state machine here has applied.
@@ -293,17 +308,17 @@ impl Core {
     }
 
     /// Wait until `applied` is greater than `beyond`: a future.
-    #[pyo3(signature = (beyond: "int") -> "asyncio.Future[None]")]
-    fn wait_applied<'py>(&self, py: Python<'py>, beyond: u64) -> PyResult<Bound<'py, PyAny>> {
+    #[pyo3(signature = (beyond: "int"))]
+    fn wait_applied<'py>(&self, py: Python<'py>, beyond: u64) -> PyResult<FutureOf<'py, Nothing>> {
         self.check_call(py)?;
         let port = self.running()?;
         if port.cursor.applied() > beyond {
-            return self.futures.resolved(py, py.None());
+            return Ok(self.futures.resolved(py, py.None())?.into());
         }
         let future = self.futures.create(py)?;
         let waiter = AtCursor::Applied(future.clone().unbind());
         self.state.lock().at_cursor.insert(beyond.saturating_add(1), None, waiter);
-        Ok(future)
+        Ok(future.into())
     }
 
     /// The newest known leadership: (version, term, leader, leading term). The version counts the changes. The leading
@@ -315,8 +330,8 @@ impl Core {
     }
 
     /// Wait until the version of `leadership` differs from `version`: a future.
-    #[pyo3(signature = (version: "int") -> "asyncio.Future[None]")]
-    fn wait_leadership<'py>(&self, py: Python<'py>, version: u64) -> PyResult<Bound<'py, PyAny>> {
+    #[pyo3(signature = (version: "int"))]
+    fn wait_leadership<'py>(&self, py: Python<'py>, version: u64) -> PyResult<FutureOf<'py, Nothing>> {
         self.check_call(py)?;
         self.running()?;
         let future = self.futures.create(py)?;
@@ -327,12 +342,11 @@ impl Core {
         } else {
             state.leadership.push(future.clone().unbind());
         }
-        Ok(future)
+        Ok(future.into())
     }
 
     /// Figures under the names of `aioraft.Status`' fields, as of the driver's last round. Never waits.
-    #[pyo3(signature = () -> "dict[str, typing.Any]")]
-    fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+    fn status<'py>(&self, py: Python<'py>) -> PyResult<Figures<'py>> {
         self.check_owner()?;
         self.loggers.refresh(py, &self.logs);
         let figures = match self.port.get() {
@@ -347,14 +361,14 @@ impl Core {
                 longest_drain_ns: state.longest_drain_ns,
             }
         };
-        status::to_dict(py, &figures, &own)
+        status::to_dict(py, &figures, &own).map(Figures)
     }
 
     /// Stop: calls in flight get `drain` seconds to end, then fail with `NodeClosedError`. The future resolves when
     /// the driver's thread has ended, and never fails. May be called again; a shorter `drain` takes over. Cancelling
     /// stops the waiting, not the closing. Never blocks.
-    #[pyo3(signature = (drain: "float") -> "asyncio.Future[None]")]
-    fn close<'py>(slf: &Bound<'py, Self>, drain: f64) -> PyResult<Bound<'py, PyAny>> {
+    #[pyo3(signature = (drain: "float"))]
+    fn close<'py>(slf: &Bound<'py, Self>, drain: f64) -> PyResult<FutureOf<'py, Nothing>> {
         let (py, this) = (slf.py(), slf.get());
         this.check_loop(py)?;
         let drain = duration(drain).ok_or_else(|| {
@@ -369,7 +383,7 @@ impl Core {
             drop(state);
             drop(unused);
             this.futures.resolve(py, &future, py.None());
-            return Ok(future);
+            return Ok(future.into());
         }
         state.closers.push(future.clone().unbind());
         let is_sooner = match (state.drain_until, until) {
@@ -388,10 +402,10 @@ impl Core {
         for watcher in watchers {
             this.futures.resolve(py, watcher.bind(py), py.None());
         }
-        if let (true, Some(port)) = (is_asked, this.port.get()) {
-            port.inbox.request(Request::Close { drain });
+        if is_asked {
+            this.ask_to_close(drain);
         }
-        Ok(future)
+        Ok(future.into())
     }
 
     /// Why the node answers no more: a `FatalError` if it stopped by itself, a `NodeClosedError` once it is closed,
@@ -413,6 +427,13 @@ impl Core {
         slf.get().check_owner()?;
         drain::run(slf)?;
         Self::_reap_if_stopped(slf)
+    }
+
+    /// Called by the loop when the tasks that may propose together have run.
+    fn _flush(&self) -> PyResult<()> {
+        self.check_owner()?;
+        self.flush();
+        Ok(())
     }
 
     /// Called by the loop until the driver's thread has ended.
@@ -496,9 +517,13 @@ impl Core {
     /// Whether it is this node's loop that runs here.
     fn check_loop(&self, py: Python<'_>) -> PyResult<()> {
         self.check_owner()?;
+        // Only one loop runs in a thread at a time.
+        if self.futures.is_loop_running(py)? {
+            return Ok(());
+        }
         let running = self.running_loop.bind(py).call0()?;
         // No running loop: a callback of another kind, or code between two runs. Its futures are still this loop's.
-        if running.is(self.futures.event_loop(py)) || running.is_none() {
+        if running.is_none() || running.is(self.futures.event_loop(py)) {
             return Ok(());
         }
         Err(WrongLoopError::new_err(format!(
@@ -535,6 +560,30 @@ impl Core {
         state.room_left(self.settings.max_pending_proposals, self.settings.max_pending_bytes)
     }
 
+    /// Has the loop call `_flush` behind what is ready to run.
+    pub(super) fn schedule_flush(&self, this: &Bound<'_, Self>) {
+        let event_loop = self.futures.event_loop(this.py());
+        let scheduled = this.getattr("_flush").and_then(|flush| event_loop.call_method1("call_soon", (flush,)));
+        if scheduled.is_err() {
+            self.flush();
+        }
+    }
+
+    fn flush(&self) {
+        let proposals = self.state.lock().outbox.flush();
+        if let (false, Some(port)) = (proposals.is_empty(), self.port.get()) {
+            port.inbox.propose_many(proposals);
+        }
+    }
+
+    /// Asks the driver to end, behind everything that was proposed.
+    fn ask_to_close(&self, drain: Duration) {
+        self.flush();
+        if let Some(port) = self.port.get() {
+            port.inbox.request(Request::Close { drain });
+        }
+    }
+
     /// Until the guard is dropped, calls that wait are refused.
     pub(super) fn enter_apply(&self) -> InsideApply<'_> {
         self.is_applying.store(true, Ordering::Relaxed);
@@ -544,9 +593,7 @@ impl Core {
     /// This node stops by itself: every call fails now, and the driver is told to end.
     pub(super) fn give_up(&self, py: Python<'_>, message: String, cause: Option<PyErr>) {
         self.fail_all(py, Some((message, cause)));
-        if let Some(port) = self.port.get() {
-            port.inbox.request(Request::Close { drain: Duration::ZERO });
-        }
+        self.ask_to_close(Duration::ZERO);
         let mut state = self.state.lock();
         if state.phase == Phase::Running {
             state.phase = Phase::Closing;
