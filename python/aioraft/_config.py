@@ -48,7 +48,6 @@ class Config:
     """Committed entries that wait in memory for `apply`; what lies beyond is read again from the log."""
     entry_cache_bytes: int = 64 * _MIB
     """The newest entries of the log that are kept in memory."""
-    log_segment_bytes: int = 64 * _MIB
     """The size at which the log begins a new file."""
     insecure: bool = False
     """Allow listening on an address that other machines can reach, though nothing is encrypted or authenticated."""
@@ -68,7 +67,6 @@ class Config:
         _count(self, "max_uncommitted_bytes", least=1 * _KIB, most=2**40)
         _count(self, "max_unapplied_bytes", least=1 * _KIB, most=2**40)
         _count(self, "entry_cache_bytes", least=0, most=2**40)
-        _count(self, "log_segment_bytes", least=64 * _KIB, most=2**40)
         if not isinstance(self.insecure, bool):
             raise ConfigError(f"Config.insecure = {self.insecure!r}: it must be True or False")
         if self.election_timeout < 3 * self.heartbeat_interval:

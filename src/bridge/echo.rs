@@ -48,8 +48,7 @@ pub fn spawn(options: Options, application: Box<dyn Wake>) -> Result<Spawned, Sp
     let dispatch = options.dispatch;
     let thread = std::thread::Builder::new()
         .name("aioraft-echo".to_owned())
-        .spawn(move || tracing::dispatcher::with_default(&dispatch, || echo.run(listen, &sleeper)))
-        .map_err(|error| SpawnError(format!("the echo's thread cannot be started ({error})")))?;
+        .spawn(move || tracing::dispatcher::with_default(&dispatch, || echo.run(listen, &sleeper)))?;
     Ok(Spawned { port, thread })
 }
 

@@ -34,7 +34,7 @@ pub struct Options {
 pub enum Listen {
     /// `host:port`, bound by the node.
     Address(String),
-    /// A bound and listening socket.
+    /// A bound socket.
     Socket(std::net::TcpListener),
 }
 

@@ -12,6 +12,9 @@ use crate::engine::formation::Stage;
 use crate::engine::{Engine, Fault, NodeId, Settings, APPLICATION_GROUP, BOOTSTRAP};
 use crate::storage::{self, Batch, GroupState, GroupWrite, LogWriter, Opened, StorageError};
 
+/// Connections that the system holds until they are accepted.
+const BACKLOG: i32 = 1024;
+
 /// Why a node does not start; one sentence that says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -114,7 +117,12 @@ fn settings(options: &Options, record: &NodeRecord) -> Settings {
 fn listen(options: &mut Options) -> Result<TcpListener, StartError> {
     // The socket moves out of the options; what stays behind is never listened on.
     let listener = match std::mem::replace(&mut options.listen, Listen::Address(String::new())) {
-        Listen::Socket(listener) => listener,
+        Listen::Socket(listener) => {
+            // Bound is enough: whoever passes a socket need not know that it must listen.
+            let listening = socket2::SockRef::from(&listener).listen(BACKLOG);
+            listening.map_err(|source| StartError::Listen { address: "the socket given as listen=".into(), source })?;
+            listener
+        }
         Listen::Address(address) => {
             bind(&address).map_err(|source| StartError::Listen { address: address.clone(), source })?
         }
@@ -135,7 +143,7 @@ fn bind(address: &str) -> std::io::Result<TcpListener> {
         // Without it, an address stays taken for a minute after a restart.
         #[cfg(unix)]
         socket.set_reuse_address(true)?;
-        match socket.bind(&address.into()).and_then(|()| socket.listen(1024)) {
+        match socket.bind(&address.into()).and_then(|()| socket.listen(BACKLOG)) {
             Ok(()) => return Ok(socket.into()),
             Err(error) => last = error,
         }
