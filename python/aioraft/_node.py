@@ -54,9 +54,6 @@ _Timeout: TypeAlias = float | Literal[_Default.CONFIG] | None
 _SLICE_ITEMS = 1024
 _SLICE_BYTES = 1024 * 1024
 
-# Connections that the system keeps until they are accepted.
-_BACKLOG = 1024
-
 _log = logging.getLogger("aioraft.node")
 
 
@@ -146,7 +143,6 @@ class Node(Generic[R]):
         try:
             bound = await bind(self._listen, insecure=self._config.insecure)
             try:
-                bound.listen(_BACKLOG)  # accepted, and so answered, only when the core is ready to
                 await self._start_core(bound)
             finally:
                 bound.close()  # the core listens on a duplicate
