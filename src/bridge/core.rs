@@ -382,7 +382,12 @@ impl Core {
             state.phase = Phase::Closing;
             state.drain_until = until;
         }
+        let is_new = state.latch.resign(this.port.get().map_or(0, |port| port.cursor.applied()));
+        let watchers = if is_new { std::mem::take(&mut state.leadership) } else { Vec::new() };
         drop(state);
+        for watcher in watchers {
+            this.futures.resolve(py, watcher.bind(py), py.None());
+        }
         if let (true, Some(port)) = (is_asked, this.port.get()) {
             port.inbox.request(Request::Close { drain });
         }

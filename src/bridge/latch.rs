@@ -13,6 +13,7 @@ pub struct Latch {
     newest: Leadership,
     shown: (u64, Option<NodeId>, Option<u64>),
     version: u64,
+    resigned: bool,
 }
 
 impl Latch {
@@ -24,7 +25,8 @@ impl Latch {
 
     /// To be called when the application's cursor has moved; true if what Python reads has changed.
     pub fn refresh(&mut self, applied: u64) -> bool {
-        let leading = self.newest.leading_from.filter(|from| *from <= applied).map(|_| self.newest.term);
+        let caught_up = self.newest.leading_from.is_some_and(|from| from <= applied);
+        let leading = (caught_up && !self.resigned).then_some(self.newest.term);
         let shown = (self.newest.term, self.newest.leader, leading);
         let changed = shown != self.shown;
         if changed {
@@ -32,6 +34,12 @@ impl Latch {
             self.version += 1;
         }
         changed
+    }
+
+    /// The node is closing: from now on the application does not act as leader; true if what Python reads has changed.
+    pub fn resign(&mut self, applied: u64) -> bool {
+        self.resigned = true;
+        self.refresh(applied)
     }
 
     /// The node has stopped: it leads no more, and knows no leader.
@@ -63,7 +71,11 @@ mod tests {
         assert!(latch.refresh(10));
         assert_eq!(latch.view(), (2, 3, Some(1), Some(3)));
         assert!(!latch.refresh(11));
+        assert!(latch.resign(11));
+        assert_eq!(latch.view(), (3, 3, Some(1), None));
+        assert!(latch.set(Leadership { term: 4, leader: Some(1), leading_from: Some(11) }, 12));
+        assert_eq!(latch.view(), (4, 4, Some(1), None), "for good");
         latch.clear();
-        assert_eq!(latch.view(), (3, 3, None, None));
+        assert_eq!(latch.view(), (5, 4, None, None));
     }
 }

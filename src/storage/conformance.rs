@@ -130,10 +130,11 @@ fn a_large_range_is_read_whole(mut log: Opened) {
 }
 
 fn what_is_refused_writes_nothing_and_stops_the_log(open: &impl Fn() -> Opened) {
-    let gap: fn(&StorageError) -> bool = |error| matches!(error, StorageError::Gap { .. });
-    let back: fn(&StorageError) -> bool = |error| matches!(error, StorageError::Truncation { .. });
-    let reserved: fn(&StorageError) -> bool = |error| matches!(error, StorageError::ReservedGroup { .. });
-    let refused: [(GroupWrite, fn(&StorageError) -> bool); 5] = [
+    type Test = fn(&StorageError) -> bool;
+    let gap: Test = |error| matches!(error, StorageError::Gap { .. });
+    let back: Test = |error| matches!(error, StorageError::Truncation { .. });
+    let reserved: Test = |error| matches!(error, StorageError::ReservedGroup { .. });
+    let refused: [(GroupWrite, Test); 5] = [
         (entries(1, 7..8, 1, 10), gap),
         (entries(1, 3..8, 1, 10), gap),
         (truncated(1, 2, 1), back),

@@ -31,7 +31,7 @@
 //!    group's bounds are compared with what it recovered.
 //! 5. A gap is accepted, and then no reopening succeeds: `GroupState::apply` refuses it before the write.
 //! 6. Directory entries are not synced: `open` does it.
-//! 7. It keeps 10 GB before it purges: [`Options::default`] says 256 MiB, and `disk/purge.rs` when.
+//! 7. It keeps 10 GB before it purges: `Options::default` says 256 MiB, and `disk/purge.rs` when.
 //! 8. Its block cache mixes up logs that one thread reads: `disk/marks.rs`.
 //! 9. `Engine::sync` does nothing (it writes an empty batch, which returns early): we never call it; a batch of ours is
 //!    never empty, for it carries its sequence number.
@@ -65,6 +65,7 @@ use self::files::LogFiles;
 use self::guard::{Guard, GuardFile};
 use self::purge::PurgePlan;
 use self::reader::DiskReader;
+use self::records::Record;
 use self::store::Store;
 use self::writer::DiskWriter;
 use super::{GroupState, Opened, StorageError, MAX_GROUP};
@@ -258,7 +259,7 @@ fn read_group(store: &Store, group: GroupId) -> Result<GroupState, StorageError>
     Ok(state)
 }
 
-fn scan(store: &Store, group: GroupId) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StorageError> {
+fn scan(store: &Store, group: GroupId) -> Result<Vec<Record>, StorageError> {
     let mut found = Vec::new();
     store
         .peek(|engine| {

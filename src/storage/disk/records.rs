@@ -16,6 +16,9 @@ use raft::eraftpb::HardState;
 use crate::engine::GroupId;
 use crate::storage::{GroupState, StorageError, TermRun};
 
+/// Key and value, as raft-engine keeps them.
+pub(super) type Record = (Vec<u8>, Vec<u8>);
+
 /// The format written by this build.
 pub(super) const VERSION: u8 = 1;
 
@@ -93,11 +96,7 @@ pub(super) fn read_number(place: &Path, group: GroupId, record: &[u8]) -> Result
 }
 
 /// All records of a group, as they were found.
-pub(super) fn read_group(
-    place: &Path,
-    group: GroupId,
-    records: &[(Vec<u8>, Vec<u8>)],
-) -> Result<GroupState, StorageError> {
+pub(super) fn read_group(place: &Path, group: GroupId, records: &[Record]) -> Result<GroupState, StorageError> {
     let damaged = |what: &str| StorageError::damaged(place, format!("the {what} of group {group} cannot be read"));
     let mut state = GroupState::default();
     let mut bounds = false;
@@ -140,7 +139,7 @@ pub(super) fn read_group(
 }
 
 /// All records of a group, under their keys.
-pub(super) fn write_group(group: GroupId, state: &GroupState) -> Vec<(Vec<u8>, Vec<u8>)> {
+pub(super) fn write_group(group: GroupId, state: &GroupState) -> Vec<Record> {
     let mut all = vec![
         (BOUNDS.to_vec(), bounds(group, state)),
         (TERMS.to_vec(), terms(group, state)),

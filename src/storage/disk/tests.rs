@@ -172,10 +172,11 @@ fn defect_2_a_full_disk_at_any_fill_level_leaves_a_log_that_opens() {
         let (mut writer, reader, _) = opened(dir.path());
         writer.store.files.set_faults(Faults { bytes_left: Some(level), ..Default::default() });
         let mut next = 1;
-        let error = loop {
+        let (error, files) = loop {
+            let files = Listing::read(&dir.path().join("log")).unwrap().append.len();
             match writer.write(batch([entries(1, next..next + 3, 1, 700)])) {
                 Ok(()) => next += 3,
-                Err(error) => break error,
+                Err(error) => break (error, files),
             }
         };
         assert!(matches!(error, StorageError::DiskFull { .. }), "{level}: {error}");
@@ -183,6 +184,9 @@ fn defect_2_a_full_disk_at_any_fill_level_leaves_a_log_that_opens() {
         for _ in 0..40 {
             assert!(writer.write(batch([entries(1, next..next + 3, 1, 700)])).is_err());
         }
+        // At most the one that was due: raft-engine answers a full disk by starting another, and yet another.
+        let after = Listing::read(&dir.path().join("log")).unwrap().append.len();
+        assert!(after == files || (after == files + 1 && level / (64 << 10) >= files as u64), "{files}, then {after}");
         let copy = crashed(dir.path());
         drop((writer, reader));
         let (_, reader, found) = opened(copy.path());
@@ -385,6 +389,43 @@ fn run() -> crate::storage::TermRun {
 }
 
 #[test]
+fn defect_4_a_vote_in_a_file_before_the_missing_one_is_not_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut writer, reader, _) = opened(dir.path());
+    let hard_state = Some(HardState { term: 1, vote: 3, commit: 0 });
+    writer.write(batch([GroupWrite { group: 1, hard_state, ..Default::default() }])).unwrap();
+    for index in 1..200 {
+        writer.write(Batch { sync: false, ..batch([entries(1, index..index + 1, 1, 1000)]) }).unwrap();
+    }
+    // All that the newest file lacks is the hard state.
+    writer.write(batch([truncated(1, 199, 1)])).unwrap();
+    drop((writer, reader));
+    assert_eq!(opened(dir.path()).2.groups[&1].hard_state.vote, 3);
+    fs::remove_file(dir.path().join("log").join(file_name(Queue::Append, 2))).unwrap();
+    assert!(matches!(error_of(dir.path()), StorageError::Damaged { .. }));
+}
+
+#[test]
+fn defect_4_a_closed_file_that_lost_its_last_batch_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut writer, reader, _) = opened(dir.path());
+    // Each group has one batch only: nothing that follows shows that it is missing.
+    for group in 1..200 {
+        writer.write(Batch { sync: false, ..batch([entries(group, 1..2, 1, 1000)]) }).unwrap();
+    }
+    drop((writer, reader));
+    let path = dir.path().join("log").join(file_name(Queue::Append, 1));
+    let mut bytes = fs::read(&path).unwrap();
+    let at = bytes.len() - 600;
+    bytes[at] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    match error_of(dir.path()) {
+        StorageError::Damaged { path: named, .. } => assert_eq!(named, path),
+        error => panic!("{error}"),
+    }
+}
+
+#[test]
 fn defect_5_a_gap_is_refused_before_the_write_and_the_log_opens() {
     let dir = tempfile::tempdir().unwrap();
     let (mut writer, reader, _) = opened(dir.path());
@@ -418,12 +459,14 @@ fn defect_7_a_log_that_is_compacted_stays_small() {
     let node_records = vec![(b"identity".to_vec(), b"abc".to_vec())];
     let hard_state = Some(HardState { term: 1, vote: 1, commit: 0 });
     let first = GroupWrite { hard_state, ..entries(2, 1..4, 1, 40) };
-    writer.write(Batch { node_records, ..batch([first]) }).unwrap();
+    // Written once: these records must not keep the first file for ever.
+    let records = GroupWrite { group: 1, records: vec![(b"conf".to_vec(), b"one".to_vec())], ..Default::default() };
+    writer.write(Batch { node_records, ..batch([first, records]) }).unwrap();
     let mut largest = 0;
     for index in (1..6_000).step_by(10) {
         writer.write(Batch { sync: false, ..batch([entries(1, index..index + 10, 1, 400)]) }).unwrap();
-        if index > 100 {
-            writer.write(Batch { sync: false, ..batch([truncated(1, index - 100, 1)]) }).unwrap();
+        if index > 300 {
+            writer.write(Batch { sync: false, ..batch([truncated(1, index - 300, 1)]) }).unwrap();
         }
         writer.maintain().unwrap();
         largest = largest.max(writer.figures().bytes);
@@ -437,14 +480,38 @@ fn defect_7_a_log_that_is_compacted_stays_small() {
     for dir in [copy.path(), dir.path()] {
         for _ in 0..2 {
             let (_writer, reader, found) = opened(dir);
-            assert_eq!((found.groups[&1].truncated, last_of(&found, 1)), ((5_891, 1), 6_000));
+            assert_eq!((found.groups[&1].truncated, last_of(&found, 1)), ((5_691, 1), 6_000));
             assert_eq!(found.groups[&2].hard_state.vote, 1);
             assert_eq!(found.node_records[&b"identity".to_vec()], b"abc");
-            let all = reader.entries(1, 5_892, 6_001, u64::MAX).unwrap();
+            let all = reader.entries(1, 5_692, 6_001, u64::MAX).unwrap();
+            assert_eq!(found.groups[&1].records[&b"conf".to_vec()], b"one");
             assert!(all.iter().all(|entry| entry.data == vec![entry.index as u8; 400]));
             assert_eq!(reader.entries(2, 1, 4, u64::MAX).unwrap()[2].data, vec![3; 40]);
         }
     }
+}
+
+#[test]
+fn entries_that_a_purge_brought_back_are_dropped_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut writer, reader, _) = opened(dir.path());
+    let mut next = 1;
+    let mut churn = |writer: &mut DiskWriter| {
+        for _ in 0..200 {
+            writer.write(Batch { sync: false, ..batch([entries(1, next..next + 10, 1, 400)]) }).unwrap();
+            writer.write(Batch { sync: false, ..batch([truncated(1, next, 1)]) }).unwrap();
+            writer.maintain().unwrap();
+            next += 10;
+        }
+    };
+    writer.write(batch([entries(2, 1..20, 1, 40)])).unwrap();
+    churn(&mut writer);
+    writer.write(batch([truncated(2, 19, 1)])).unwrap();
+    churn(&mut writer);
+    drop((writer, reader));
+    let (writer, _reader, found) = opened(dir.path());
+    assert_eq!((found.groups[&2].truncated, last_of(&found, 2)), ((19, 1), 19));
+    assert_eq!(writer.store.peek(|engine| engine.first_index(2)), None);
 }
 
 #[test]
