@@ -54,7 +54,7 @@ audit: venv .tools/bin/cargo-deny ## Known vulnerabilities, licenses and sources
 	@PATH="$(CURDIR)/.tools/bin:$$PATH" BIN=$(BIN) .ci/audit
 
 build: venv ## Build the extension module into .venv
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet >/dev/null
 
 wheel: venv ## Build a wheel into dist/ as `pip install .` does, and look into it
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -27,7 +27,7 @@ from demo_node import describe, digest
 HERE = pathlib.Path(__file__).parent
 TEXT = HERE / "demo.txt"
 COMMANDS_MIN = 20_000
-WINDOW = 512  # lines that one process has in flight
+WINDOW = 2000  # lines that one process has in hand
 LINE_BYTES_MAX = 1 << 20
 STALL_S = 60.0
 REFRESH_S = 0.1

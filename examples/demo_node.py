@@ -23,7 +23,7 @@ from typing import Any
 
 import aioraft
 
-REPORT_INTERVAL_S = 0.05
+REPORT_INTERVAL_S = 0.02
 
 
 class Tally(aioraft.StateMachine[int]):

@@ -48,7 +48,6 @@ class Config:
     """Committed entries that wait in memory for `apply`; what lies beyond is read again from the log."""
     entry_cache_bytes: int = 64 * _MIB
     """The newest entries of the log that are kept in memory."""
-    """The size at which the log begins a new file."""
     insecure: bool = False
     """Allow listening on an address that other machines can reach, though nothing is encrypted or authenticated."""
 

@@ -115,7 +115,7 @@ class Term:
     @property
     def ended(self) -> bool:
         """Whether this node is known to lead in this term no more."""
-        return not self._leads()
+        return self._cancelled or not self._leads()
 
     def __repr__(self) -> str:
         """Name the term and whether it has ended."""

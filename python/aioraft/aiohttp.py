@@ -18,10 +18,10 @@ from ._node import Node
 
 try:
     from aiohttp import web
-except ImportError as error:
+except ImportError as _missing:
     raise ImportError(
         "aioraft.aiohttp needs aiohttp 3.9 or newer, which is not installed: pip install 'aioraft[aiohttp]'"
-    ) from error
+    ) from _missing
 
 __all__ = ["NODE", "setup"]
 
