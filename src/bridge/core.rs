@@ -1,37 +1,31 @@
 //! `Core`: one node, as its event loop sees it.
 
 use std::collections::BTreeMap;
-use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::Mutex;
-use pyo3::exceptions::{PyBaseException, PyNotImplementedError, PyValueError};
+use pyo3::exceptions::{PyBaseException, PyValueError};
 use pyo3::prelude::*;
 use pyo3::PyTraverseError;
 
 use super::bell::{Bell, Rope};
 use super::entry::Entry;
-use super::errors::{self, ConfigError, FatalError, NodeClosedError, RaftError, ReentrantCallError, WrongLoopError};
+use super::errors::{FatalError, NodeClosedError, RaftError, ReentrantCallError, WrongLoopError};
 use super::futures::Futures;
 use super::hints::{Data, EventLoop, Figures, FutureOf, Items, Nothing};
 use super::latch::View;
+use super::listen_at::ListenAt;
 use super::logging::{LogQueue, Loggers, RaftDrain, Subscriber};
 use super::machine::Machine;
 use super::outbox::Next;
 use super::owner::{Owner, Stranger};
 use super::settings::{duration, Settings};
-use super::start::{start_driver, Listen, Options};
+use super::start::{start_driver, Options};
 use super::state::{AtCursor, Group, Phase, Refusal, State, Waiter};
 use super::{drain, payload, status};
 use crate::driver::port::{now_ns, Port, Proposal, Request};
-
-/// How long the end of the driver's thread is waited for once it has said its last word.
-const REAP: Duration = Duration::from_secs(5);
-
-/// How long between two looks whether the driver's thread has ended.
-const REAP_INTERVAL_S: f64 = 0.001;
 
 /// A node, on the side of its event loop. Private: use `aioraft.Node`.
 ///
@@ -46,7 +40,7 @@ const REAP_INTERVAL_S: f64 = 0.001;
 /// members never have a majority; it is there to measure and to test the way between asyncio and the driver.
 #[pyclass(frozen, weakref, module = "aioraft._core")]
 pub struct Core {
-    owner: Owner,
+    pub(super) owner: Owner,
     node_id: u64,
     is_echo: bool,
     running_loop: Py<PyAny>,
@@ -60,15 +54,6 @@ pub struct Core {
     pub(super) is_draining: AtomicBool,
     is_applying: AtomicBool,
     pub(super) state: Mutex<State>,
-}
-
-/// Where to listen, as Python says it.
-#[derive(FromPyObject)]
-pub enum ListenAt {
-    /// The descriptor of a bound socket.
-    Descriptor(i32),
-    /// "host:port".
-    Address(String),
 }
 
 /// Inside `apply`, until it is dropped.
@@ -426,7 +411,7 @@ impl Core {
     fn _drain(slf: &Bound<'_, Self>) -> PyResult<()> {
         slf.get().check_owner()?;
         drain::run(slf)?;
-        Self::_reap_if_stopped(slf)
+        Self::reap_if_stopped(slf)
     }
 
     /// Called by the loop when the tasks that may propose together have run.
@@ -438,28 +423,8 @@ impl Core {
 
     /// Called by the loop until the driver's thread has ended.
     fn _reap(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let (py, this) = (slf.py(), slf.get());
-        this.check_owner()?;
-        let mut state = this.state.lock();
-        let has_ended = state.thread.as_ref().is_none_or(std::thread::JoinHandle::is_finished);
-        let is_late = state.reap_until.is_some_and(|until| Instant::now() >= until);
-        if !has_ended && !is_late {
-            drop(state);
-            this.reap_later(slf)?;
-            return Ok(());
-        }
-        let thread = state.thread.take();
-        let closers = std::mem::take(&mut state.closers);
-        drop(state);
-        if let (Some(thread), true) = (thread, has_ended) {
-            // A driver that panicked has been reported as fatal by its own guard; there is nothing to add.
-            let _ = thread.join();
-        }
-        this.loggers.emit(py, &this.logs, usize::MAX);
-        for future in closers {
-            this.futures.resolve(py, future.bind(py), py.None());
-        }
-        Ok(())
+        slf.get().check_owner()?;
+        Self::reap(slf)
     }
 
     fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), PyTraverseError> {
@@ -472,31 +437,6 @@ impl Core {
 }
 
 impl Core {
-    /// The loop calls `_drain` while the bell rings.
-    fn watch(&self, this: &Bound<'_, Self>) -> PyResult<()> {
-        let py = this.py();
-        let event_loop = self.futures.event_loop(py);
-        let added = event_loop.call_method1("add_reader", (self.bell.fd(), this.getattr("_drain")?));
-        match added {
-            Ok(_) => Ok(()),
-            Err(error) if error.is_instance_of::<PyNotImplementedError>(py) => {
-                let target = py.import("weakref")?.call_method1("ref", (this,))?;
-                Ok(self.bell.use_caller(event_loop.clone().unbind(), target.unbind())?)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn unwatch(&self, py: Python<'_>) {
-        if self.bell.is_level_triggered() {
-            let removed = self.futures.event_loop(py).call_method1("remove_reader", (self.bell.fd(),));
-            if let Err(error) = removed {
-                error.write_unraisable(py, None);
-            }
-        }
-        self.bell.close();
-    }
-
     /// Whether this thread and process are the node's.
     fn check_owner(&self) -> PyResult<()> {
         self.owner.check().map_err(|stranger| {
@@ -569,18 +509,10 @@ impl Core {
         }
     }
 
-    fn flush(&self) {
+    pub(super) fn flush(&self) {
         let proposals = self.state.lock().outbox.flush();
         if let (false, Some(port)) = (proposals.is_empty(), self.port.get()) {
             port.inbox.propose_many(proposals);
-        }
-    }
-
-    /// Asks the driver to end, behind everything that was proposed.
-    fn ask_to_close(&self, drain: Duration) {
-        self.flush();
-        if let Some(port) = self.port.get() {
-            port.inbox.request(Request::Close { drain });
         }
     }
 
@@ -588,121 +520,6 @@ impl Core {
     pub(super) fn enter_apply(&self) -> InsideApply<'_> {
         self.is_applying.store(true, Ordering::Relaxed);
         InsideApply(&self.is_applying)
-    }
-
-    /// This node stops by itself: every call fails now, and the driver is told to end.
-    pub(super) fn give_up(&self, py: Python<'_>, message: String, cause: Option<PyErr>) {
-        self.fail_all(py, Some((message, cause)));
-        self.ask_to_close(Duration::ZERO);
-        let mut state = self.state.lock();
-        if state.phase == Phase::Running {
-            state.phase = Phase::Closing;
-        }
-    }
-
-    /// The driver has said its last word.
-    pub(super) fn stopped_by(&self, py: Python<'_>, fatal: Option<String>) {
-        self.unwatch(py);
-        self.fail_all(py, fatal.map(|message| (message, None)));
-        let mut state = self.state.lock();
-        state.phase = Phase::Stopped;
-        state.reap_until = Some(Instant::now() + REAP);
-    }
-
-    /// Fails whoever waits for anything but the end, and notes why.
-    fn fail_all(&self, py: Python<'_>, failure: Option<(String, Option<PyErr>)>) {
-        let fatal = failure.map(|(message, cause)| {
-            let error = FatalError::new_err(message.clone());
-            error.set_cause(py, cause.as_ref().map(|cause| cause.clone_ref(py)));
-            (message, cause, error.into_value(py))
-        });
-        let mut state = self.state.lock();
-        // The first failure is the one that counts.
-        let mut spare = None;
-        let mut cause = None;
-        if let Some((message, raised, error)) = fatal {
-            cause = raised;
-            if state.failure.is_none() {
-                state.failure = Some((message, error));
-            } else {
-                spare = Some(error);
-            }
-        }
-        let message = state.failure.as_ref().map(|(message, _)| message.clone());
-        state.latch.clear();
-        let groups = state.groups.take_all();
-        let futures = state.take_futures();
-        drop(state);
-        drop(spare);
-        let error = || match &message {
-            Some(message) => {
-                let error = FatalError::new_err(message.clone());
-                error.set_cause(py, cause.as_ref().map(|cause| cause.clone_ref(py)));
-                error
-            }
-            None => errors::closed(None),
-        };
-        for future in futures {
-            self.futures.fail(py, future.bind(py), error());
-        }
-        for group in groups {
-            let fill = |result: Option<Py<PyAny>>| result.unwrap_or_else(|| error().into_value(py).into_any());
-            let results: Vec<_> = group.results.into_iter().map(fill).collect();
-            self.futures.resolve(py, group.future.bind(py), results);
-        }
-    }
-
-    fn _reap_if_stopped(this: &Bound<'_, Self>) -> PyResult<()> {
-        let state = this.get().state.lock();
-        let is_due = state.phase == Phase::Stopped && state.thread.is_some();
-        drop(state);
-        if is_due {
-            Self::_reap(this)?;
-        }
-        Ok(())
-    }
-
-    fn reap_later(&self, this: &Bound<'_, Self>) -> PyResult<()> {
-        let event_loop = self.futures.event_loop(this.py());
-        event_loop.call_method1("call_later", (REAP_INTERVAL_S, this.getattr("_reap")?))?;
-        Ok(())
-    }
-}
-
-impl Drop for Core {
-    fn drop(&mut self) {
-        self.bell.close();
-        // In a forked child the driver's thread does not exist, and its locks may be held for ever.
-        if self.owner.check() == Err(Stranger::Process) {
-            return;
-        }
-        let state = self.state.get_mut();
-        if let (Phase::Running, Some(port)) = (state.phase, self.port.get()) {
-            port.inbox.request(Request::Close { drain: Duration::ZERO });
-        }
-        // The thread ends by itself; waiting for it could block the interpreter.
-        drop(state.thread.take());
-    }
-}
-
-impl ListenAt {
-    fn resolve(self) -> PyResult<Listen> {
-        match self {
-            Self::Address(address) => Ok(Listen::Address(address)),
-            Self::Descriptor(number) if number < 0 => {
-                Err(ConfigError::new_err("listen is a closed socket: give a bound one"))
-            }
-            Self::Descriptor(number) => {
-                // SAFETY: the caller keeps the descriptor open during this call; it is only duplicated.
-                let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
-                let owned = borrowed.try_clone_to_owned().map_err(|error| {
-                    ConfigError::new_err(format!(
-                        "listen = {number} cannot be duplicated ({error}): give a bound socket"
-                    ))
-                })?;
-                Ok(Listen::Socket(owned.into()))
-            }
-        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`core`] | `Core`, the class behind `aioraft.Node`: checks a call, makes its future, hands it to the driver |
+//! | `lifecycle` | how a `Core` is connected to its loop, and how it ends |
 //! | [`drain`] | the way back: works through the driver's completions on the loop's thread, in bounded slices |
 //! | [`machine`] | calls the user's state machine and sorts what it returns and raises |
 //! | [`state`], [`slab`], [`cursor_waiters`], [`latch`] | who waits for what |
@@ -11,7 +12,7 @@
 //! | [`bell`] | wakes the loop: an eventfd that it watches, or a thread that calls `call_soon_threadsafe` |
 //! | [`owner`] | tells whether a call comes from the thread and process that a node belongs to |
 //! | [`entry`] | `Entry` |
-//! | [`settings`], [`payload`], [`status`], [`errors`] | conversions |
+//! | [`settings`], [`listen_at`], [`payload`], [`status`], [`errors`] | conversions |
 //! | [`hints`] | what the type stubs say |
 //! | [`logging`] | tracing and slog events on their way to Python's `logging` |
 //! | [`start`] | the one place where the driver is started |
@@ -31,6 +32,8 @@ pub mod errors;
 pub mod futures;
 pub mod hints;
 pub mod latch;
+mod lifecycle;
+pub mod listen_at;
 pub mod logging;
 pub mod machine;
 pub mod outbox;
