@@ -16,5 +16,6 @@ pub mod driver;
 #[cfg(feature = "driver")]
 pub mod transport;
 
-#[cfg(feature = "python")]
+// Its parts that know no Python are tested without one.
+#[cfg(any(feature = "python", all(test, feature = "driver")))]
 pub mod bridge;

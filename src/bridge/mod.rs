@@ -22,30 +22,49 @@
 //! object. And no Python code runs, not even a deallocation, while [`state`] is locked, because any Python code may
 //! call back into `Core`.
 
+#[cfg(feature = "python")]
 pub mod bell;
+#[cfg(feature = "python")]
 pub mod core;
 pub mod cursor_waiters;
+#[cfg(feature = "python")]
 pub mod drain;
+#[cfg(feature = "python")]
 pub mod echo;
+#[cfg(feature = "python")]
 pub mod entry;
+#[cfg(feature = "python")]
 pub mod errors;
+#[cfg(feature = "python")]
 pub mod futures;
+#[cfg(feature = "python")]
 pub mod hints;
 pub mod latch;
+#[cfg(feature = "python")]
 mod lifecycle;
+#[cfg(feature = "python")]
 pub mod listen_at;
+#[cfg(feature = "python")]
 pub mod logging;
+#[cfg(feature = "python")]
 pub mod machine;
 pub mod outbox;
+#[cfg(feature = "python")]
 pub mod owner;
+#[cfg(feature = "python")]
 pub mod payload;
+#[cfg(feature = "python")]
 pub mod settings;
 pub mod slab;
+#[cfg(feature = "python")]
 pub mod start;
+#[cfg(feature = "python")]
 pub mod state;
+#[cfg(feature = "python")]
 pub mod status;
 
 /// The extension module behind the `aioraft` package. Private: use `aioraft` instead.
+#[cfg(feature = "python")]
 #[pyo3::pymodule]
 pub mod _core {
     use pyo3::prelude::*;

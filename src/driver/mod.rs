@@ -22,6 +22,7 @@ mod start;
 #[cfg(test)]
 mod tests;
 
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -55,17 +56,26 @@ pub fn spawn(options: Options, application: Box<dyn Wake>) -> Result<Spawned, Sp
     let theirs = port.clone();
     let thread = std::thread::Builder::new().name(format!("aioraft-{}", options.id)).spawn(move || {
         let _logging = tracing::dispatcher::set_default(&options.dispatch.clone());
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => {
-                let message = format!("the node's runtime cannot be started: {error}");
-                theirs.completions.push(&mut vec![Completion::Stopped { fatal: Some(Fatal { message }) }]);
-                return;
-            }
+        let completions = theirs.completions.clone();
+        // Whatever happens in here, the application hears of the end.
+        let fatal = match catch_unwind(AssertUnwindSafe(|| run(options, theirs, wake))) {
+            Ok(fatal) => fatal,
+            Err(_) => Some("the node's thread panicked, so this node stops; please report this".to_string()),
         };
-        tokio::task::LocalSet::new().block_on(&runtime, node::run(options, theirs, wake));
-        // A name lookup may hang on the blocking pool; it is not waited for.
-        runtime.shutdown_background();
+        let fatal = fatal.map(|message| Fatal { message });
+        completions.push(&mut vec![Completion::Stopped { fatal }]);
     })?;
     Ok(Spawned { port, thread })
+}
+
+/// Returns why the node stopped, if it was not asked to.
+fn run(options: Options, port: Port, wake: Arc<Notify>) -> Option<String> {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Some(format!("the node's runtime cannot be started: {error}")),
+    };
+    let fatal = tokio::task::LocalSet::new().block_on(&runtime, node::run(options, port, wake));
+    // A name lookup may hang on the blocking pool; it is not waited for.
+    runtime.shutdown_background();
+    fatal
 }

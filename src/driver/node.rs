@@ -16,7 +16,7 @@ use super::gate::{Gate, Members};
 use super::identity::NodeRecord;
 use super::options::Options;
 use super::persister::{Persister, Task};
-use super::port::{Completion, Fatal, InboxBatch, PeerStatus, Port, Proposal, Request, Status};
+use super::port::{Completion, InboxBatch, PeerStatus, Port, Proposal, Request, Status};
 use super::start::{self, StartError, Started};
 use crate::engine::formation::{Formation, Report, Stage};
 use crate::engine::{Effect, Engine, Fault, NodeId, Now, Reader, Rejection, APPLICATION_GROUP};
@@ -41,20 +41,18 @@ enum Stop {
     Panic(String),
 }
 
-/// Runs one node from its start to its end; the caller's thread is the driver's thread.
-pub async fn run(mut options: Options, port: Port, wake: Arc<Notify>) {
-    let fatal = match start::start(&mut options) {
-        Ok(started) => match Node::new(options, started, port.clone(), wake) {
-            Ok(node) => node.run().await,
-            Err(error) => Some(error.to_string()),
-        },
+/// Runs one node from its start to its end; the caller's thread is the driver's thread. Returns why it stopped, if it
+/// was not asked to.
+pub async fn run(mut options: Options, port: Port, wake: Arc<Notify>) -> Option<String> {
+    let started = start::start(&mut options);
+    let fatal = match started.and_then(|started| Node::new(options, started, port, wake)) {
+        Ok(node) => node.run().await,
         Err(error) => Some(error.to_string()),
     };
     if let Some(message) = &fatal {
         tracing::error!("{message}");
     }
-    let fatal = fatal.map(|message| Fatal { message });
-    port.completions.push(&mut vec![Completion::Stopped { fatal }]);
+    fatal
 }
 
 struct Node {
