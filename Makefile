@@ -21,6 +21,9 @@ test: test-rust test-python ## All tests
 test-rust: venv
 	cargo test --no-default-features
 	cargo test --no-default-features --features driver
+	@libdir=$$($(BIN)/python -c 'import sysconfig as s; print(s.get_config_var("LIBDIR") if s.get_config_var("Py_ENABLE_SHARED") else "")'); \
+	if [ -n "$$libdir" ] && ls "$$libdir"/libpython3.*.so >/dev/null 2>&1; then LD_LIBRARY_PATH="$$libdir" cargo test --lib bridge; \
+	else echo "this Python has no libpython to link with: the bridge is tested by pytest alone"; fi
 
 test-python: build
 	$(BIN)/python -m pytest $(ARGS)
