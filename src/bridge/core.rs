@@ -1,35 +1,31 @@
 //! `Core`: one node, as its event loop sees it.
 
 use std::collections::BTreeMap;
-use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::Mutex;
-use pyo3::exceptions::{PyBaseException, PyNotImplementedError, PyValueError};
+use pyo3::exceptions::{PyBaseException, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
 use pyo3::PyTraverseError;
 
 use super::bell::{Bell, Rope};
-use super::errors::{self, ConfigError, FatalError, NodeClosedError, RaftError, ReentrantCallError, WrongLoopError};
+use super::entry::Entry;
+use super::errors::{FatalError, NodeClosedError, RaftError, ReentrantCallError, WrongLoopError};
 use super::futures::Futures;
+use super::hints::{Data, EventLoop, Figures, FutureOf, Items, Nothing};
 use super::latch::View;
+use super::listen_at::ListenAt;
 use super::logging::{LogQueue, Loggers, RaftDrain, Subscriber};
 use super::machine::Machine;
+use super::outbox::Next;
 use super::owner::{Owner, Stranger};
 use super::settings::{duration, Settings};
-use super::start::{start_driver, Listen, Options};
+use super::start::{start_driver, Options};
 use super::state::{AtCursor, Group, Phase, Refusal, State, Waiter};
 use super::{drain, payload, status};
 use crate::driver::port::{now_ns, Port, Proposal, Request};
-
-/// How long the end of the driver's thread is waited for once it has said its last word.
-const REAP: Duration = Duration::from_secs(5);
-
-/// How long between two looks whether the driver's thread has ended.
-const REAP_INTERVAL_S: f64 = 0.001;
 
 /// A node, on the side of its event loop. Private: use `aioraft.Node`.
 ///
@@ -44,7 +40,7 @@ const REAP_INTERVAL_S: f64 = 0.001;
 /// members never have a majority; it is there to measure and to test the way between asyncio and the driver.
 #[pyclass(frozen, weakref, module = "aioraft._core")]
 pub struct Core {
-    owner: Owner,
+    pub(super) owner: Owner,
     node_id: u64,
     is_echo: bool,
     running_loop: Py<PyAny>,
@@ -60,15 +56,6 @@ pub struct Core {
     pub(super) state: Mutex<State>,
 }
 
-/// Where to listen, as Python says it.
-#[derive(FromPyObject)]
-pub enum ListenAt {
-    /// The descriptor of a bound socket.
-    Descriptor(i32),
-    /// "host:port".
-    Address(String),
-}
-
 /// Inside `apply`, until it is dropped.
 pub(super) struct InsideApply<'a>(&'a AtomicBool);
 
@@ -82,13 +69,13 @@ impl Drop for InsideApply<'_> {
 impl Core {
     #[new]
     #[pyo3(signature = (
-        *, r#loop: "asyncio.AbstractEventLoop", node_id: "int", members: "dict[int, str]", cluster: "str",
-        data_dir: "str | None", listen: "str | int", advertise: "str | None", config: "typing.Any",
-        state_machine: "typing.Any", batch: "bool" = false, echo: "bool" = false
+        *, r#loop, node_id: "int", members: "dict[int, str]", cluster: "str",
+        data_dir: "str | None", listen: "str | int", advertise: "str | None", config,
+        state_machine, batch: "bool" = false, echo: "bool" = false
     ))]
     #[allow(clippy::too_many_arguments)] // all of them by name
     fn new(
-        r#loop: &Bound<'_, PyAny>,
+        r#loop: EventLoop<'_, '_>,
         node_id: u64,
         members: BTreeMap<u64, String>,
         cluster: String,
@@ -100,7 +87,8 @@ impl Core {
         batch: bool,
         echo: bool,
     ) -> PyResult<Self> {
-        let py = r#loop.py();
+        let event_loop = r#loop.0;
+        let py = event_loop.py();
         let settings = Settings::read(config)?;
         let bell = Arc::new(Bell::new()?);
         let logs = Arc::new(LogQueue::new(Arc::clone(&bell)));
@@ -121,7 +109,7 @@ impl Core {
             is_echo: echo,
             running_loop: py.import("asyncio")?.getattr("_get_running_loop")?.unbind(),
             settings,
-            futures: Futures::new(r#loop)?,
+            futures: Futures::new(&event_loop)?,
             machine: Machine::new(state_machine, batch)?,
             bell,
             logs,
@@ -134,10 +122,9 @@ impl Core {
     }
 
     /// Start the driver. The future resolves with the bound "host:port" once the node listens, or fails with
-    /// `FatalError` (the log cannot be opened, say). Raises `ConfigError`; RaftError if it was started before.
+    /// `FatalError` (the log cannot be opened, say). Raises RaftError if it was started before.
     /// Cancelling does not stop the start: `close` does.
-    #[pyo3(signature = () -> "asyncio.Future[str]")]
-    fn start<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+    fn start<'py>(slf: &Bound<'py, Self>) -> PyResult<FutureOf<'py, String>> {
         let (py, this) = (slf.py(), slf.get());
         this.check_loop(py)?;
         let future = this.futures.create(py)?;
@@ -160,7 +147,7 @@ impl Core {
             Err(error) => {
                 this.unwatch(py);
                 this.state.lock().phase = Phase::Stopped;
-                return Err(ConfigError::new_err(error.to_string()));
+                return Err(FatalError::new_err(error.to_string()));
             }
         };
         // `options` are taken once, so nothing was set before.
@@ -170,7 +157,7 @@ impl Core {
         state.phase = Phase::Running;
         state.starting = Some(future.clone().unbind());
         drop(state);
-        Ok(future)
+        Ok(future.into())
     }
 
     /// Propose `data`, which is copied; the future resolves with what `apply` returned here, on this node.
@@ -179,45 +166,54 @@ impl Core {
     /// `ReentrantCallError` (inside `apply`). The future fails with `ProposalTimeoutError` or `NotCommittedError` (not
     /// committed), `OutcomeUnknownError` (it may be applied), `ApplyError` or `AppliedWithoutResultError` (it is
     /// applied). Cancelling stops the waiting, not the proposal.
-    #[pyo3(signature = (data: "bytes | bytearray | memoryview", timeout: "float | None") -> "asyncio.Future[typing.Any]")]
+    #[pyo3(signature = (data, timeout: "float | None"))]
     fn propose<'py>(
-        &self,
-        py: Python<'py>,
-        data: &Bound<'py, PyAny>,
+        slf: &Bound<'py, Self>,
+        data: Data<'_, 'py>,
         timeout: Option<f64>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        self.check_call(py)?;
-        let command = payload::copy(data, self.settings.tuning.max_entry_bytes)?;
+    ) -> PyResult<FutureOf<'py, Py<PyAny>>> {
+        let (py, this) = (slf.py(), slf.get());
+        this.check_call(py)?;
+        let command = payload::copy(&data.0, this.settings.tuning.max_entry_bytes)?;
         let deadline_ns = deadline(timeout)?;
-        let port = self.running()?;
-        let future = self.futures.create(py)?;
+        let port = this.running()?;
+        let future = this.futures.create(py)?;
         let bytes = command.payload().len();
         let waiter = Waiter::Proposal(future.clone().unbind(), bytes);
-        let token = self.state.lock().add_proposal(waiter, bytes);
-        port.inbox.propose(Proposal { token, command, deadline_ns });
-        Ok(future)
+        let next = {
+            let mut state = this.state.lock();
+            let token = state.add_proposal(waiter, bytes);
+            state.outbox.put(Proposal { token, command, deadline_ns })
+        };
+        match next {
+            Next::Wait => (),
+            Next::Schedule => this.schedule_flush(slf),
+            Next::Send(proposal) => port.inbox.propose(proposal),
+            Next::SendAll(proposals) => port.inbox.propose_many(proposals),
+        }
+        Ok(future.into())
     }
 
     /// Propose each of `items`, without order or atomicity among them. The future resolves with a list that holds, for
     /// each item in order, its result or its exception. All else as with `propose`; what is raised at once concerns
     /// the whole list, of which nothing is proposed then.
     #[pyo3(signature = (
-        items: "collections.abc.Sequence[bytes | bytearray | memoryview]", timeout: "float | None"
-    ) -> "asyncio.Future[list[typing.Any]]")]
+        items, timeout: "float | None"
+    ))]
     fn propose_many<'py>(
         &self,
         py: Python<'py>,
-        items: &Bound<'py, PyAny>,
+        items: Items<'_, 'py>,
         timeout: Option<f64>,
-    ) -> PyResult<Bound<'py, PyAny>> {
+    ) -> PyResult<FutureOf<'py, Vec<Py<PyAny>>>> {
         self.check_call(py)?;
         let max_entry_bytes = self.settings.tuning.max_entry_bytes;
-        let copies = items.try_iter()?.map(|item| payload::copy(&item?, max_entry_bytes));
+        let copies = items.0.try_iter()?.map(|item| payload::copy(&item?, max_entry_bytes));
         let commands = copies.collect::<PyResult<Vec<_>>>()?;
         let deadline_ns = deadline(timeout)?;
         let port = self.running()?;
         if commands.is_empty() {
-            return self.futures.resolved(py, Vec::<Py<PyAny>>::new());
+            return Ok(self.futures.resolved(py, Vec::<Py<PyAny>>::new())?.into());
         }
         let future = self.futures.create(py)?;
         let mut state = self.state.lock();
@@ -231,7 +227,7 @@ impl Core {
         let proposals: Vec<_> = waits.collect();
         drop(state);
         port.inbox.propose_many(proposals);
-        Ok(future)
+        Ok(future.into())
     }
 
     /// Whether as much is pending as `Config.max_pending_proposals` or `max_pending_bytes` allow. `propose` does not
@@ -244,8 +240,7 @@ impl Core {
 
     /// Wait until it is no longer `full`: a future, resolved in the order of the calls, a bounded number at a time.
     /// Look at `full` again afterwards.
-    #[pyo3(signature = () -> "asyncio.Future[None]")]
-    fn wait_room<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+    fn wait_room<'py>(&self, py: Python<'py>) -> PyResult<FutureOf<'py, Nothing>> {
         self.check_call(py)?;
         self.running()?;
         let future = self.futures.create(py)?;
@@ -256,33 +251,38 @@ impl Core {
         } else {
             state.room.push_back(future.clone().unbind());
         }
-        Ok(future)
+        Ok(future.into())
     }
 
     /// Wait until the state machine here holds everything that was committed before this call. The future resolves
     /// with the index read at, or fails with `ReadTimeoutError`. `timeout` is in seconds; None waits for ever. Raises
     /// `ReentrantCallError` inside `apply`.
-    #[pyo3(signature = (timeout: "float | None") -> "asyncio.Future[int]")]
-    fn read_barrier<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<Bound<'py, PyAny>> {
+    #[pyo3(signature = (timeout: "float | None"))]
+    fn read_barrier<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<FutureOf<'py, u64>> {
         self.check_call(py)?;
         let deadline_ns = deadline(timeout)?;
         let port = self.running()?;
         let future = self.futures.create(py)?;
         let token = self.state.lock().waiters.insert(Waiter::Barrier(future.clone().unbind(), deadline_ns));
         port.inbox.request(Request::ReadBarrier { token, deadline_ns });
-        Ok(future)
+        Ok(future.into())
     }
 
     /// Read applied entries behind index `after` again, up to about `max_bytes` of them. The future resolves with
     /// (entries, the index through which they are complete), or fails with `Compacted`.
-    #[pyo3(signature = (after: "int", max_bytes: "int") -> "asyncio.Future[tuple[list[Entry], int]]")]
-    fn read_applied<'py>(&self, py: Python<'py>, after: u64, max_bytes: u64) -> PyResult<Bound<'py, PyAny>> {
+    #[pyo3(signature = (after: "int", max_bytes: "int"))]
+    fn read_applied<'py>(
+        &self,
+        py: Python<'py>,
+        after: u64,
+        max_bytes: u64,
+    ) -> PyResult<FutureOf<'py, (Vec<Entry>, u64)>> {
         self.check_call(py)?;
         let port = self.running()?;
         let future = self.futures.create(py)?;
         let token = self.state.lock().waiters.insert(Waiter::Range(future.clone().unbind()));
         port.inbox.request(Request::ReadApplied { token, after, max_bytes });
-        Ok(future)
+        Ok(future.into())
     }
 
     /// The index through which the state machine here has applied.
@@ -293,17 +293,17 @@ impl Core {
     }
 
     /// Wait until `applied` is greater than `beyond`: a future.
-    #[pyo3(signature = (beyond: "int") -> "asyncio.Future[None]")]
-    fn wait_applied<'py>(&self, py: Python<'py>, beyond: u64) -> PyResult<Bound<'py, PyAny>> {
+    #[pyo3(signature = (beyond: "int"))]
+    fn wait_applied<'py>(&self, py: Python<'py>, beyond: u64) -> PyResult<FutureOf<'py, Nothing>> {
         self.check_call(py)?;
         let port = self.running()?;
         if port.cursor.applied() > beyond {
-            return self.futures.resolved(py, py.None());
+            return Ok(self.futures.resolved(py, py.None())?.into());
         }
         let future = self.futures.create(py)?;
         let waiter = AtCursor::Applied(future.clone().unbind());
         self.state.lock().at_cursor.insert(beyond.saturating_add(1), None, waiter);
-        Ok(future)
+        Ok(future.into())
     }
 
     /// The newest known leadership: (version, term, leader, leading term). The version counts the changes. The leading
@@ -315,8 +315,8 @@ impl Core {
     }
 
     /// Wait until the version of `leadership` differs from `version`: a future.
-    #[pyo3(signature = (version: "int") -> "asyncio.Future[None]")]
-    fn wait_leadership<'py>(&self, py: Python<'py>, version: u64) -> PyResult<Bound<'py, PyAny>> {
+    #[pyo3(signature = (version: "int"))]
+    fn wait_leadership<'py>(&self, py: Python<'py>, version: u64) -> PyResult<FutureOf<'py, Nothing>> {
         self.check_call(py)?;
         self.running()?;
         let future = self.futures.create(py)?;
@@ -327,12 +327,11 @@ impl Core {
         } else {
             state.leadership.push(future.clone().unbind());
         }
-        Ok(future)
+        Ok(future.into())
     }
 
     /// Figures under the names of `aioraft.Status`' fields, as of the driver's last round. Never waits.
-    #[pyo3(signature = () -> "dict[str, typing.Any]")]
-    fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+    fn status<'py>(&self, py: Python<'py>) -> PyResult<Figures<'py>> {
         self.check_owner()?;
         self.loggers.refresh(py, &self.logs);
         let figures = match self.port.get() {
@@ -347,14 +346,14 @@ impl Core {
                 longest_drain_ns: state.longest_drain_ns,
             }
         };
-        status::to_dict(py, &figures, &own)
+        status::to_dict(py, &figures, &own).map(Figures)
     }
 
     /// Stop: calls in flight get `drain` seconds to end, then fail with `NodeClosedError`. The future resolves when
     /// the driver's thread has ended, and never fails. May be called again; a shorter `drain` takes over. Cancelling
     /// stops the waiting, not the closing. Never blocks.
-    #[pyo3(signature = (drain: "float") -> "asyncio.Future[None]")]
-    fn close<'py>(slf: &Bound<'py, Self>, drain: f64) -> PyResult<Bound<'py, PyAny>> {
+    #[pyo3(signature = (drain: "float"))]
+    fn close<'py>(slf: &Bound<'py, Self>, drain: f64) -> PyResult<FutureOf<'py, Nothing>> {
         let (py, this) = (slf.py(), slf.get());
         this.check_loop(py)?;
         let drain = duration(drain).ok_or_else(|| {
@@ -369,7 +368,7 @@ impl Core {
             drop(state);
             drop(unused);
             this.futures.resolve(py, &future, py.None());
-            return Ok(future);
+            return Ok(future.into());
         }
         state.closers.push(future.clone().unbind());
         let is_sooner = match (state.drain_until, until) {
@@ -388,10 +387,10 @@ impl Core {
         for watcher in watchers {
             this.futures.resolve(py, watcher.bind(py), py.None());
         }
-        if let (true, Some(port)) = (is_asked, this.port.get()) {
-            port.inbox.request(Request::Close { drain });
+        if is_asked {
+            this.ask_to_close(drain);
         }
-        Ok(future)
+        Ok(future.into())
     }
 
     /// Why the node answers no more: a `FatalError` if it stopped by itself, a `NodeClosedError` once it is closed,
@@ -412,33 +411,20 @@ impl Core {
     fn _drain(slf: &Bound<'_, Self>) -> PyResult<()> {
         slf.get().check_owner()?;
         drain::run(slf)?;
-        Self::_reap_if_stopped(slf)
+        Self::reap_if_stopped(slf)
+    }
+
+    /// Called by the loop when the tasks that may propose together have run.
+    fn _flush(&self) -> PyResult<()> {
+        self.check_owner()?;
+        self.flush();
+        Ok(())
     }
 
     /// Called by the loop until the driver's thread has ended.
     fn _reap(slf: &Bound<'_, Self>) -> PyResult<()> {
-        let (py, this) = (slf.py(), slf.get());
-        this.check_owner()?;
-        let mut state = this.state.lock();
-        let has_ended = state.thread.as_ref().is_none_or(std::thread::JoinHandle::is_finished);
-        let is_late = state.reap_until.is_some_and(|until| Instant::now() >= until);
-        if !has_ended && !is_late {
-            drop(state);
-            this.reap_later(slf)?;
-            return Ok(());
-        }
-        let thread = state.thread.take();
-        let closers = std::mem::take(&mut state.closers);
-        drop(state);
-        if let (Some(thread), true) = (thread, has_ended) {
-            // A driver that panicked has been reported as fatal by its own guard; there is nothing to add.
-            let _ = thread.join();
-        }
-        this.loggers.emit(py, &this.logs, usize::MAX);
-        for future in closers {
-            this.futures.resolve(py, future.bind(py), py.None());
-        }
-        Ok(())
+        slf.get().check_owner()?;
+        Self::reap(slf)
     }
 
     fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), PyTraverseError> {
@@ -451,31 +437,6 @@ impl Core {
 }
 
 impl Core {
-    /// The loop calls `_drain` while the bell rings.
-    fn watch(&self, this: &Bound<'_, Self>) -> PyResult<()> {
-        let py = this.py();
-        let event_loop = self.futures.event_loop(py);
-        let added = event_loop.call_method1("add_reader", (self.bell.fd(), this.getattr("_drain")?));
-        match added {
-            Ok(_) => Ok(()),
-            Err(error) if error.is_instance_of::<PyNotImplementedError>(py) => {
-                let target = py.import("weakref")?.call_method1("ref", (this,))?;
-                Ok(self.bell.use_caller(event_loop.clone().unbind(), target.unbind())?)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn unwatch(&self, py: Python<'_>) {
-        if self.bell.is_level_triggered() {
-            let removed = self.futures.event_loop(py).call_method1("remove_reader", (self.bell.fd(),));
-            if let Err(error) = removed {
-                error.write_unraisable(py, None);
-            }
-        }
-        self.bell.close();
-    }
-
     /// Whether this thread and process are the node's.
     fn check_owner(&self) -> PyResult<()> {
         self.owner.check().map_err(|stranger| {
@@ -496,9 +457,13 @@ impl Core {
     /// Whether it is this node's loop that runs here.
     fn check_loop(&self, py: Python<'_>) -> PyResult<()> {
         self.check_owner()?;
+        // Only one loop runs in a thread at a time.
+        if self.futures.is_loop_running(py)? {
+            return Ok(());
+        }
         let running = self.running_loop.bind(py).call0()?;
         // No running loop: a callback of another kind, or code between two runs. Its futures are still this loop's.
-        if running.is(self.futures.event_loop(py)) || running.is_none() {
+        if running.is_none() || running.is(self.futures.event_loop(py)) {
             return Ok(());
         }
         Err(WrongLoopError::new_err(format!(
@@ -535,127 +500,26 @@ impl Core {
         state.room_left(self.settings.max_pending_proposals, self.settings.max_pending_bytes)
     }
 
+    /// Has the loop call `_flush` behind what is ready to run.
+    pub(super) fn schedule_flush(&self, this: &Bound<'_, Self>) {
+        let event_loop = self.futures.event_loop(this.py());
+        let scheduled = this.getattr("_flush").and_then(|flush| event_loop.call_method1("call_soon", (flush,)));
+        if scheduled.is_err() {
+            self.flush();
+        }
+    }
+
+    pub(super) fn flush(&self) {
+        let proposals = self.state.lock().outbox.flush();
+        if let (false, Some(port)) = (proposals.is_empty(), self.port.get()) {
+            port.inbox.propose_many(proposals);
+        }
+    }
+
     /// Until the guard is dropped, calls that wait are refused.
     pub(super) fn enter_apply(&self) -> InsideApply<'_> {
         self.is_applying.store(true, Ordering::Relaxed);
         InsideApply(&self.is_applying)
-    }
-
-    /// This node stops by itself: every call fails now, and the driver is told to end.
-    pub(super) fn give_up(&self, py: Python<'_>, message: String, cause: Option<PyErr>) {
-        self.fail_all(py, Some((message, cause)));
-        if let Some(port) = self.port.get() {
-            port.inbox.request(Request::Close { drain: Duration::ZERO });
-        }
-        let mut state = self.state.lock();
-        if state.phase == Phase::Running {
-            state.phase = Phase::Closing;
-        }
-    }
-
-    /// The driver has said its last word.
-    pub(super) fn stopped_by(&self, py: Python<'_>, fatal: Option<String>) {
-        self.unwatch(py);
-        self.fail_all(py, fatal.map(|message| (message, None)));
-        let mut state = self.state.lock();
-        state.phase = Phase::Stopped;
-        state.reap_until = Some(Instant::now() + REAP);
-    }
-
-    /// Fails whoever waits for anything but the end, and notes why.
-    fn fail_all(&self, py: Python<'_>, failure: Option<(String, Option<PyErr>)>) {
-        let fatal = failure.map(|(message, cause)| {
-            let error = FatalError::new_err(message.clone());
-            error.set_cause(py, cause.as_ref().map(|cause| cause.clone_ref(py)));
-            (message, cause, error.into_value(py))
-        });
-        let mut state = self.state.lock();
-        // The first failure is the one that counts.
-        let mut spare = None;
-        let mut cause = None;
-        if let Some((message, raised, error)) = fatal {
-            cause = raised;
-            if state.failure.is_none() {
-                state.failure = Some((message, error));
-            } else {
-                spare = Some(error);
-            }
-        }
-        let message = state.failure.as_ref().map(|(message, _)| message.clone());
-        state.latch.clear();
-        let groups = state.groups.take_all();
-        let futures = state.take_futures();
-        drop(state);
-        drop(spare);
-        let error = || match &message {
-            Some(message) => {
-                let error = FatalError::new_err(message.clone());
-                error.set_cause(py, cause.as_ref().map(|cause| cause.clone_ref(py)));
-                error
-            }
-            None => errors::closed(None),
-        };
-        for future in futures {
-            self.futures.fail(py, future.bind(py), error());
-        }
-        for group in groups {
-            let fill = |result: Option<Py<PyAny>>| result.unwrap_or_else(|| error().into_value(py).into_any());
-            let results: Vec<_> = group.results.into_iter().map(fill).collect();
-            self.futures.resolve(py, group.future.bind(py), results);
-        }
-    }
-
-    fn _reap_if_stopped(this: &Bound<'_, Self>) -> PyResult<()> {
-        let state = this.get().state.lock();
-        let is_due = state.phase == Phase::Stopped && state.thread.is_some();
-        drop(state);
-        if is_due {
-            Self::_reap(this)?;
-        }
-        Ok(())
-    }
-
-    fn reap_later(&self, this: &Bound<'_, Self>) -> PyResult<()> {
-        let event_loop = self.futures.event_loop(this.py());
-        event_loop.call_method1("call_later", (REAP_INTERVAL_S, this.getattr("_reap")?))?;
-        Ok(())
-    }
-}
-
-impl Drop for Core {
-    fn drop(&mut self) {
-        self.bell.close();
-        // In a forked child the driver's thread does not exist, and its locks may be held for ever.
-        if self.owner.check() == Err(Stranger::Process) {
-            return;
-        }
-        let state = self.state.get_mut();
-        if let (Phase::Running, Some(port)) = (state.phase, self.port.get()) {
-            port.inbox.request(Request::Close { drain: Duration::ZERO });
-        }
-        // The thread ends by itself; waiting for it could block the interpreter.
-        drop(state.thread.take());
-    }
-}
-
-impl ListenAt {
-    fn resolve(self) -> PyResult<Listen> {
-        match self {
-            Self::Address(address) => Ok(Listen::Address(address)),
-            Self::Descriptor(number) if number < 0 => {
-                Err(ConfigError::new_err("listen is a closed socket: give a bound one"))
-            }
-            Self::Descriptor(number) => {
-                // SAFETY: the caller keeps the descriptor open during this call; it is only duplicated.
-                let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
-                let owned = borrowed.try_clone_to_owned().map_err(|error| {
-                    ConfigError::new_err(format!(
-                        "listen = {number} cannot be duplicated ({error}): give a bound socket"
-                    ))
-                })?;
-                Ok(Listen::Socket(owned.into()))
-            }
-        }
     }
 }
 

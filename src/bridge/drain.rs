@@ -61,7 +61,7 @@ pub fn run(this: &Bound<'_, Core>) -> PyResult<()> {
     if core.is_draining.swap(true, Ordering::Relaxed) {
         return Ok(());
     }
-    let done = Drain { core, port, slice: Slice::new() }.run(this);
+    let done = Drain { core, port, slice: Slice::new(), released: 0 }.run(this);
     core.is_draining.store(false, Ordering::Relaxed);
     done
 }
@@ -70,6 +70,8 @@ struct Drain<'a> {
     core: &'a Core,
     port: &'a Port,
     slice: Slice,
+    /// Futures resolved whose tasks may well propose again.
+    released: usize,
 }
 
 impl Drain<'_> {
@@ -85,6 +87,10 @@ impl Drain<'_> {
             Err(poisoned) => self.core.stop(py, &mut backlog, poisoned),
         };
         let has_more_waiters = self.after(py);
+        let is_to_flush = self.core.state.lock().outbox.drained(self.released > 1);
+        if is_to_flush {
+            self.core.schedule_flush(this);
+        }
         self.listen_again(this, backlog, has_more_waiters)?;
         let elapsed_ns = u64::try_from(self.slice.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let mut state = self.core.state.lock();
@@ -204,7 +210,7 @@ impl Drain<'_> {
     }
 
     /// Gives `outcome` to whoever proposed the entry here; an exception that nobody waits for is logged.
-    fn settle(&self, py: Python<'_>, index: u64, token: Option<Token>, outcome: Outcome<'_>) {
+    fn settle(&mut self, py: Python<'_>, index: u64, token: Option<Token>, outcome: Outcome<'_>) {
         let waiter = token.and_then(|token| self.core.state.lock().take_waiter(token));
         if let Err(error) = &outcome {
             if waiter.as_ref().is_none_or(|waiter| self.core.has_left(py, waiter)) {
@@ -212,6 +218,7 @@ impl Drain<'_> {
             }
         }
         if let Some(waiter) = waiter {
+            self.released += 1;
             self.core.resolve(py, waiter, outcome.map_err(|error| machine::apply_error(py, index, error)));
         }
     }
@@ -278,7 +285,7 @@ impl Drain<'_> {
     }
 
     /// What a slice's work has made possible; true if there is more of it than one slice should do.
-    fn after(&self, py: Python<'_>) -> bool {
+    fn after(&mut self, py: Python<'_>) -> bool {
         let applied = self.port.cursor.applied();
         let is_new = self.core.state.lock().latch.refresh(applied);
         if is_new {
@@ -309,7 +316,7 @@ impl Drain<'_> {
     }
 
     /// Wakes those who wait for room, in order, as many as now fit.
-    fn let_in(&self, py: Python<'_>) -> bool {
+    fn let_in(&mut self, py: Python<'_>) -> bool {
         let mut state = self.core.state.lock();
         if state.room.is_empty() {
             return false;
@@ -320,6 +327,7 @@ impl Drain<'_> {
         // Those let in may not use their room: the next slice, behind their tasks, offers it to the next in line.
         let has_more = !state.room.is_empty() && fit > 0;
         drop(state);
+        self.released += let_in.len();
         for future in let_in {
             self.core.futures.resolve(py, future.bind(py), py.None());
         }

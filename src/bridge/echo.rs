@@ -6,10 +6,11 @@
 
 use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, Thread};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 use super::start::{Listen, Options, SpawnError, Spawned};
 use crate::driver::clock;
@@ -46,7 +47,7 @@ pub fn spawn(options: Options, application: Box<dyn Wake>) -> Result<Spawned, Sp
     };
     let listen = options.listen;
     let dispatch = options.dispatch;
-    let thread = std::thread::Builder::new()
+    let thread = thread::Builder::new()
         .name("aioraft-echo".to_owned())
         .spawn(move || tracing::dispatcher::with_default(&dispatch, || echo.run(listen, &sleeper)))?;
     Ok(Spawned { port, thread })
@@ -54,34 +55,26 @@ pub fn spawn(options: Options, application: Box<dyn Wake>) -> Result<Spawned, Sp
 
 #[derive(Default)]
 struct Sleeper {
-    is_awake: Mutex<bool>,
-    changed: Condvar,
+    thread: OnceLock<Thread>,
 }
 
 struct Rouse(Arc<Sleeper>);
 
 impl Wake for Rouse {
     fn wake(&self) {
-        *self.0.is_awake.lock() = true;
-        self.0.changed.notify_one();
+        // Before the thread has said who it is, it has not looked at its inbox either.
+        if let Some(thread) = self.0.thread.get() {
+            thread.unpark();
+        }
     }
 }
 
 impl Sleeper {
-    fn sleep_until(&self, wake_at_ns: Option<u64>) {
-        let mut is_awake = self.is_awake.lock();
-        while !*is_awake {
-            match wake_at_ns {
-                None => self.changed.wait(&mut is_awake),
-                Some(at) => {
-                    let left = Duration::from_nanos(at.saturating_sub(now_ns()));
-                    if left.is_zero() || self.changed.wait_for(&mut is_awake, left).timed_out() {
-                        break;
-                    }
-                }
-            }
+    fn sleep_until(wake_at_ns: Option<u64>) {
+        match wake_at_ns {
+            None => thread::park(),
+            Some(at) => thread::park_timeout(Duration::from_nanos(at.saturating_sub(now_ns()))),
         }
-        *is_awake = false;
     }
 }
 
@@ -110,13 +103,14 @@ struct Echo {
 
 impl Echo {
     fn run(mut self, listen: Listen, sleeper: &Sleeper) {
+        let _ = sleeper.thread.set(thread::current());
         match bind(listen) {
             // The listener only keeps the address: nobody is accepted.
             Ok((_listener, address)) => {
                 tracing::info!(%address, members = if self.is_alone { 1 } else { 2 }, "the echo has started");
                 self.out.push(Completion::Listening { address });
                 self.lead();
-                self.serve(sleeper);
+                self.serve();
             }
             Err(error) => {
                 let message = format!("the address cannot be bound ({error}): name a free one of this machine");
@@ -125,7 +119,7 @@ impl Echo {
         }
     }
 
-    fn serve(&mut self, sleeper: &Sleeper) {
+    fn serve(&mut self) {
         let mut batch = InboxBatch::default();
         loop {
             self.port.inbox.take(&mut batch);
@@ -139,7 +133,7 @@ impl Echo {
             }
             self.port.completions.push(&mut self.out);
             if is_idle {
-                sleeper.sleep_until(self.next_deadline_ns());
+                Sleeper::sleep_until(self.next_deadline_ns());
             }
         }
     }

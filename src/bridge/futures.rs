@@ -8,6 +8,7 @@ use pyo3::PyTraverseError;
 /// Makes, resolves and fails the futures of one event loop; on its thread only.
 pub struct Futures {
     event_loop: Py<PyAny>,
+    is_running: Py<PyAny>,
     create: Py<PyAny>,
     // Plain functions of the future's class: calling them makes no bound method for every future.
     set_result: Py<PyAny>,
@@ -21,6 +22,7 @@ impl Futures {
         let class = create.call0()?.get_type();
         Ok(Self {
             event_loop: event_loop.clone().unbind(),
+            is_running: event_loop.getattr("is_running")?.unbind(),
             create: create.unbind(),
             set_result: class.getattr("set_result")?.unbind(),
             set_exception: class.getattr("set_exception")?.unbind(),
@@ -30,6 +32,11 @@ impl Futures {
     /// The loop.
     pub fn event_loop<'py>(&self, py: Python<'py>) -> &Bound<'py, PyAny> {
         self.event_loop.bind(py)
+    }
+
+    /// Whether the loop runs, which on its thread means: whether it is the one that runs.
+    pub fn is_loop_running(&self, py: Python<'_>) -> PyResult<bool> {
+        self.is_running.bind(py).call0()?.is_truthy()
     }
 
     /// A pending future.
@@ -60,6 +67,7 @@ impl Futures {
     /// For the garbage collector.
     pub fn traverse(&self, visit: pyo3::PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.event_loop)?;
+        visit.call(&self.is_running)?;
         visit.call(&self.create)
     }
 }

@@ -3,14 +3,17 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`core`] | `Core`, the class behind `aioraft.Node`: checks a call, makes its future, hands it to the driver |
+//! | `lifecycle` | how a `Core` is connected to its loop, and how it ends |
 //! | [`drain`] | the way back: works through the driver's completions on the loop's thread, in bounded slices |
 //! | [`machine`] | calls the user's state machine and sorts what it returns and raises |
 //! | [`state`], [`slab`], [`cursor_waiters`], [`latch`] | who waits for what |
 //! | [`futures`] | asyncio futures: made, resolved, failed |
+//! | [`outbox`] | gathers proposals that are made together into one batch |
 //! | [`bell`] | wakes the loop: an eventfd that it watches, or a thread that calls `call_soon_threadsafe` |
 //! | [`owner`] | tells whether a call comes from the thread and process that a node belongs to |
 //! | [`entry`] | `Entry` |
-//! | [`settings`], [`payload`], [`status`], [`errors`] | conversions |
+//! | [`settings`], [`listen_at`], [`payload`], [`status`], [`errors`] | conversions |
+//! | [`hints`] | what the type stubs say |
 //! | [`logging`] | tracing and slog events on their way to Python's `logging` |
 //! | [`start`] | the one place where the driver is started |
 //! | [`echo`] | a driver without Raft, to measure the crossing by itself |
@@ -27,9 +30,13 @@ pub mod echo;
 pub mod entry;
 pub mod errors;
 pub mod futures;
+pub mod hints;
 pub mod latch;
+mod lifecycle;
+pub mod listen_at;
 pub mod logging;
 pub mod machine;
+pub mod outbox;
 pub mod owner;
 pub mod payload;
 pub mod settings;

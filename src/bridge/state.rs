@@ -10,6 +10,7 @@ use pyo3::PyTraverseError;
 
 use super::cursor_waiters::CursorWaiters;
 use super::latch::Latch;
+use super::outbox::Outbox;
 use super::slab::Slab;
 use super::start::Options;
 use crate::driver::port::{Applied, Completion, Token};
@@ -128,6 +129,8 @@ pub struct State {
     pub pending: usize,
     /// Their bytes.
     pub pending_bytes: usize,
+    /// Proposals on their way to the driver.
+    pub outbox: Outbox,
     /// Wait for room for a proposal, in order.
     pub room: VecDeque<Future>,
     /// Wait for the application's cursor.
@@ -168,6 +171,7 @@ impl State {
             groups: Slab::default(),
             pending: 0,
             pending_bytes: 0,
+            outbox: Outbox::default(),
             room: VecDeque::new(),
             at_cursor: CursorWaiters::default(),
             latch: Latch::default(),

@@ -83,7 +83,8 @@ impl transport::Gate for Gate {
             return Err(Refusal::new(RefusalCode::Cluster, reason));
         }
         let Some(report) = Report::decode(&hello.formation) else {
-            let reason = "the handshake's report on forming the cluster is damaged or of a later version: upgrade this node";
+            let reason =
+                "the handshake's report on forming the cluster is damaged or of a later version: upgrade this node";
             return Err(Refusal::new(RefusalCode::Malformed, reason));
         };
         if report.identity != hello.identity {

@@ -272,8 +272,7 @@ impl Node {
             }
             Event::Rejected { from, rejected, .. } => {
                 tracing::debug!(peer = from, "node {from} took no proposals: {}", rejected.reason);
-                let rejection =
-                    Rejection { boot: rejected.boot, numbers: rejected.numbers, reason: rejected.reason };
+                let rejection = Rejection { boot: rejected.boot, numbers: rejected.numbers, reason: rejected.reason };
                 self.engine.handle_rejection(from, &rejection);
             }
             // The network has logged it; a message before the cluster is formed is early, not wrong.

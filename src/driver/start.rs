@@ -28,7 +28,9 @@ pub enum StartError {
     #[error(transparent)]
     Fault(#[from] Fault),
     /// The address cannot be bound.
-    #[error("cannot listen on {address}: {source}; is another process using it, and is it an address of this machine?")]
+    #[error(
+        "cannot listen on {address}: {source}; is another process using it, and is it an address of this machine?"
+    )]
     Listen {
         /// Which address.
         address: String,

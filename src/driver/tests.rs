@@ -154,9 +154,10 @@ fn options(id: u64, members: &BTreeMap<u64, String>, listen: Listen, data_dir: O
 
 fn cluster(nodes: u64, data_dir: Option<&Path>) -> (BTreeMap<u64, Host>, BTreeMap<u64, String>) {
     let (sockets, members) = sockets(nodes);
-    let hosts = sockets.into_iter().zip(1..).map(|(socket, id)| {
-        (id, Host::start(options(id, &members, Listen::Socket(socket), data_dir)))
-    });
+    let hosts = sockets
+        .into_iter()
+        .zip(1..)
+        .map(|(socket, id)| (id, Host::start(options(id, &members, Listen::Socket(socket), data_dir))));
     (hosts.collect(), members)
 }
 

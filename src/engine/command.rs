@@ -146,15 +146,8 @@ impl Command {
     }
 }
 
-const BLANK: Header = Header {
-    kind: Kind::Application,
-    origin: 0,
-    boot: 0,
-    number: 0,
-    floor: 0,
-    timestamp_ns: 0,
-    wall_ns: 0,
-};
+const BLANK: Header =
+    Header { kind: Kind::Application, origin: 0, boot: 0, number: 0, floor: 0, timestamp_ns: 0, wall_ns: 0 };
 
 /// Reads the header of an encoded command.
 pub fn decode(bytes: &[u8]) -> Result<Header, CommandError> {
@@ -206,7 +199,15 @@ mod tests {
         assert_eq!(read, Ok(command.clone()));
         assert_eq!(
             command.header(),
-            Header { kind: Kind::Application, origin: 3, boot: 7, number: 11, floor: 9, timestamp_ns: 1_000, wall_ns: 2_000 }
+            Header {
+                kind: Kind::Application,
+                origin: 3,
+                boot: 7,
+                number: 11,
+                floor: 9,
+                timestamp_ns: 1_000,
+                wall_ns: 2_000
+            }
         );
         assert_eq!(command.payload(), b"payload");
     }

@@ -237,7 +237,7 @@ impl Engine {
             if let Some((number, messages)) = self.persist.pop_durable() {
                 self.raw.on_persist_ready(number);
                 self.raw.mut_store().mark_durable(number);
-                self.effects.extend(messages.into_iter().map(Effect::Send));
+                self.effects.extend(messages.into_iter().map(send));
             }
             self.send_proposals(now);
             self.start_read_round();
@@ -298,7 +298,9 @@ impl Engine {
 
     fn expire(&mut self, now: Now) {
         let reason = match self.raw.raft.leader_id {
-            raft::INVALID_ID => "there was no leader: is a majority of the members running, and can they reach each other?",
+            raft::INVALID_ID => {
+                "there was no leader: is a majority of the members running, and can they reach each other?"
+            }
             _ => "the leader took no proposals",
         };
         let effects = &mut self.effects;
@@ -444,7 +446,7 @@ impl Engine {
         let hard_state = must_sync.then(|| log.hard_state().clone());
         self.raw.advance_append_async(ready);
 
-        self.effects.extend(messages.into_iter().map(Effect::Send));
+        self.effects.extend(messages.into_iter().map(send));
         self.persist.push(number, must_sync, persisted_messages);
         if must_sync {
             self.commit_unsaved = false;
@@ -513,6 +515,10 @@ impl Engine {
     }
 }
 
+fn send(message: Message) -> Effect {
+    Effect::Send(Box::new(message))
+}
+
 /// The stamp of the last stamped entry in the log (design decision 8: entries without a stamp inherit).
 fn last_stamp(log: &LogView) -> Result<u64, Fault> {
     let mut end = log.end() + 1;
@@ -524,7 +530,7 @@ fn last_stamp(log: &LogView) -> Result<u64, Fault> {
             let entries = log.read(at, end, 1 << 20)?;
             at += entries.len().max(1) as u64;
             let stamps = entries.iter().filter_map(|entry| command::decode(&entry.data).ok());
-            newest = stamps.map(|header| header.timestamp_ns).last().or(newest);
+            newest = stamps.map(|header| header.timestamp_ns).next_back().or(newest);
         }
         if let Some(newest) = newest {
             return Ok(newest);

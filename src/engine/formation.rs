@@ -107,7 +107,9 @@ pub enum Mismatch {
     #[error("node {0} is not a member of this cluster")]
     Stranger(NodeId),
     /// The two were started with different members.
-    #[error("the nodes were started with different members: here [{here}], there [{there}]; start all with the same list")]
+    #[error(
+        "the nodes were started with different members: here [{here}], there [{there}]; start all with the same list"
+    )]
     Members {
         /// This node's list.
         here: String,
@@ -150,11 +152,7 @@ impl Formation {
 
     /// What to tell peers.
     pub fn report(&self) -> Report {
-        Report {
-            identity: self.identity,
-            members: Self::members_text(&self.members),
-            stage: self.stage.clone(),
-        }
+        Report { identity: self.identity, members: Self::members_text(&self.members), stage: self.stage.clone() }
     }
 
     /// How far this node is.

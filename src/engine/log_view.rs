@@ -215,13 +215,7 @@ mod tests {
     struct Disk(parking_lot::Mutex<BTreeMap<u64, Entry>>);
 
     impl LogReader for Disk {
-        fn entries(
-            &self,
-            _: GroupId,
-            low: u64,
-            high: u64,
-            _: u64,
-        ) -> Result<Vec<Entry>, crate::storage::StorageError> {
+        fn entries(&self, _: GroupId, low: u64, high: u64, _: u64) -> Result<Vec<Entry>, crate::storage::StorageError> {
             Ok(self.0.lock().range(low..high).map(|(_, entry)| entry.clone()).collect())
         }
     }

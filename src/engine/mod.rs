@@ -49,7 +49,7 @@ pub type Token = u64;
 #[derive(Debug)]
 pub enum Effect {
     /// Send to `message.to`; messages to one peer keep their order. Tell [`Engine::handle_unreachable`] if that fails.
-    Send(Message),
+    Send(Box<Message>),
     /// Hand to the persist thread, which works in order and tells [`Engine::handle_persisted`].
     Persist(Persist),
     /// Send this command to the leader.

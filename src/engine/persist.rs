@@ -50,7 +50,8 @@ impl PersistQueue {
     /// Takes what is durable in order: the highest number for `on_persist_ready`, and the messages it sets free.
     pub fn pop_durable(&mut self) -> Option<(u64, Vec<Message>)> {
         let mut durable: Option<(u64, Vec<Message>)> = None;
-        while let Some(slot) = self.slots.pop_front_if(|slot| slot.written) {
+        while self.slots.front().is_some_and(|slot| slot.written) {
+            let Some(slot) = self.slots.pop_front() else { break };
             let (number, messages) = durable.get_or_insert_with(Default::default);
             *number = slot.number;
             messages.extend(slot.messages);

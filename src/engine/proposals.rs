@@ -224,10 +224,14 @@ impl Proposals {
         if now_ns < self.next_deadline_ns {
             return;
         }
-        self.fail(|deadline_ns| deadline_ns <= now_ns, failed, |in_a_log| match in_a_log {
-            true => Failure::TimedOut,
-            false => Failure::TimedOutUnsent { reason: unsent_reason },
-        });
+        self.fail(
+            |deadline_ns| deadline_ns <= now_ns,
+            failed,
+            |in_a_log| match in_a_log {
+                true => Failure::TimedOut,
+                false => Failure::TimedOutUnsent { reason: unsent_reason },
+            },
+        );
         let window = self.window.iter().flatten().map(|pending| pending.deadline_ns);
         let waiting = self.waiting.iter().map(|waiting| waiting.deadline_ns);
         self.next_deadline_ns = window.chain(waiting).min().unwrap_or(u64::MAX);
@@ -235,10 +239,14 @@ impl Proposals {
 
     /// The node closes: everything ends.
     pub fn close(&mut self, failed: &mut impl FnMut(Token, Failure)) {
-        self.fail(|_| true, failed, |in_a_log| match in_a_log {
-            true => Failure::Closed,
-            false => Failure::ClosedUnsent,
-        });
+        self.fail(
+            |_| true,
+            failed,
+            |in_a_log| match in_a_log {
+                true => Failure::Closed,
+                false => Failure::ClosedUnsent,
+            },
+        );
     }
 
     fn fail(

@@ -1,58 +1,178 @@
+"""
+The extension module behind the `aioraft` package. Private: use `aioraft` instead.
+"""
+
 from asyncio import AbstractEventLoop, Future
 from collections.abc import Iterable
-from typing import Any, final
+from typing import Any, Final, final
 
-@final
-class Entry:
-    def __new__(cls, index: int, term: int, data: bytes, timestamp: float = 0.0) -> Entry: ...
-    @property
-    def index(self) -> int: ...
-    @property
-    def term(self) -> int: ...
-    @property
-    def data(self) -> bytes: ...
-    @property
-    def timestamp(self) -> float: ...
-    @property
-    def timestamp_ns(self) -> int: ...
-    @property
-    def wall_time(self) -> float: ...
-    def __eq__(self, other: object, /) -> bool: ...
-    def __hash__(self) -> int: ...
+__all__ = ["Core", "Entry"]
 
 @final
 class Core:
-    def __new__(
-        cls,
-        *,
-        loop: AbstractEventLoop,
-        node_id: int,
-        members: dict[int, str],
-        cluster: str,
-        data_dir: str | None,
-        listen: str | int,
-        advertise: str | None,
-        config: object,
-        state_machine: object,
-        batch: bool,
-    ) -> Core: ...
-    def start(self) -> Future[str]: ...
-    def propose(self, data: bytes | bytearray | memoryview, timeout: float | None) -> Future[Any]: ...
-    def propose_many(
-        self, items: Iterable[bytes | bytearray | memoryview], timeout: float | None
-    ) -> Future[list[Any]]: ...
+    """
+    A node, on the side of its event loop. Private: use `aioraft.Node`.
+
+    It belongs to the loop, thread and process in which it was made; anywhere else every method raises
+    `WrongLoopError`. Methods that return a future raise at once what can be known at once; a future that is cancelled
+    stops the waiting, not the work. A node that has stopped by itself raises `FatalError`, one that is closed (or not
+    started) `NodeClosedError`.
+
+    `listen` is "host:port", or the file descriptor of a bound TCP socket, which is duplicated. `config` has the
+    attributes of `aioraft.Config`. With `batch` the entries go to `state_machine.apply_batch`, 256 at most in a call.
+    With `echo` there is no Raft and no cluster: what is proposed to a single member is applied at once, and several
+    members never have a majority; it is there to measure and to test the way between asyncio and the driver.
+    """
+    def __new__(cls, /, *, loop: AbstractEventLoop, node_id: "int", members: "dict[int, str]", cluster: "str", data_dir: "str | None", listen: "str | int", advertise: "str | None", config: Any, state_machine: Any, batch: "bool" = False, echo: "bool" = False) -> Core: ...
+    def _drain(self, /) -> None:
+        """
+        Called by the loop when the driver has something to say.
+        """
+    def _flush(self, /) -> None:
+        """
+        Called by the loop when the tasks that may propose together have run.
+        """
+    def _reap(self, /) -> None:
+        """
+        Called by the loop until the driver's thread has ended.
+        """
     @property
-    def full(self) -> bool: ...
-    def wait_room(self) -> Future[None]: ...
-    def read_barrier(self, timeout: float | None) -> Future[int]: ...
-    def read_applied(self, after: int, max_bytes: int) -> Future[tuple[list[Entry], int]]: ...
+    def applied(self, /) -> int:
+        """
+        The index through which the state machine here has applied.
+        """
+    def close(self, /, drain: "float") -> Future[None]:
+        """
+        Stop: calls in flight get `drain` seconds to end, then fail with `NodeClosedError`. The future resolves when
+        the driver's thread has ended, and never fails. May be called again; a shorter `drain` takes over. Cancelling
+        stops the waiting, not the closing. Never blocks.
+        """
     @property
-    def applied(self) -> int: ...
-    def wait_applied(self, beyond: int) -> Future[None]: ...
+    def full(self, /) -> bool:
+        """
+        Whether as much is pending as `Config.max_pending_proposals` or `max_pending_bytes` allow. `propose` does not
+        look at it.
+        """
     @property
-    def leadership(self) -> tuple[int, int, int | None, int | None]: ...
-    def wait_leadership(self, version: int) -> Future[None]: ...
-    def status(self) -> dict[str, Any]: ...
-    def close(self, drain: float) -> Future[None]: ...
+    def leadership(self, /) -> tuple[int, int, int | None, int | None]:
+        """
+        The newest known leadership: (version, term, leader, leading term). The version counts the changes. The leading
+        term is set while this node leads and its state machine has applied what was committed before that term.
+        """
+    def propose(self, /, data: bytes | bytearray | memoryview, timeout: "float | None") -> Future[Any]:
+        """
+        Propose `data`, which is copied; the future resolves with what `apply` returned here, on this node.
+
+        `timeout` is in seconds; None waits for ever. Raises TypeError (not bytes), `ProposalTooLargeError`,
+        `ReentrantCallError` (inside `apply`). The future fails with `ProposalTimeoutError` or `NotCommittedError` (not
+        committed), `OutcomeUnknownError` (it may be applied), `ApplyError` or `AppliedWithoutResultError` (it is
+        applied). Cancelling stops the waiting, not the proposal.
+        """
+    def propose_many(self, /, items: Iterable[bytes | bytearray | memoryview], timeout: "float | None") -> Future[list[Any]]:
+        """
+        Propose each of `items`, without order or atomicity among them. The future resolves with a list that holds, for
+        each item in order, its result or its exception. All else as with `propose`; what is raised at once concerns
+        the whole list, of which nothing is proposed then.
+        """
+    def read_applied(self, /, after: "int", max_bytes: "int") -> Future[tuple[list[Entry], int]]:
+        """
+        Read applied entries behind index `after` again, up to about `max_bytes` of them. The future resolves with
+        (entries, the index through which they are complete), or fails with `Compacted`.
+        """
+    def read_barrier(self, /, timeout: "float | None") -> Future[int]:
+        """
+        Wait until the state machine here holds everything that was committed before this call. The future resolves
+        with the index read at, or fails with `ReadTimeoutError`. `timeout` is in seconds; None waits for ever. Raises
+        `ReentrantCallError` inside `apply`.
+        """
+    def start(self, /) -> Future[str]:
+        """
+        Start the driver. The future resolves with the bound "host:port" once the node listens, or fails with
+        `FatalError` (the log cannot be opened, say). Raises RaftError if it was started before.
+        Cancelling does not stop the start: `close` does.
+        """
+    def status(self, /) -> dict[str, Any]:
+        """
+        Figures under the names of `aioraft.Status`' fields, as of the driver's last round. Never waits.
+        """
     @property
-    def stopped(self) -> BaseException | None: ...
+    def stopped(self, /) -> BaseException | None:
+        """
+        Why the node answers no more: a `FatalError` if it stopped by itself, a `NodeClosedError` once it is closed,
+        None before.
+        """
+    def wait_applied(self, /, beyond: "int") -> Future[None]:
+        """
+        Wait until `applied` is greater than `beyond`: a future.
+        """
+    def wait_leadership(self, /, version: "int") -> Future[None]:
+        """
+        Wait until the version of `leadership` differs from `version`: a future.
+        """
+    def wait_room(self, /) -> Future[None]:
+        """
+        Wait until it is no longer `full`: a future, resolved in the order of the calls, a bounded number at a time.
+        Look at `full` again afterwards.
+        """
+
+@final
+class Entry:
+    """
+    A committed command, as every node's state machine sees it. Immutable, comparable, hashable, can be pickled.
+
+    Construct one to test a state machine without a cluster: `Entry(1, 1, b"...")`. Raises ValueError if `timestamp`
+    is negative or not finite. `timestamp_ns`, if given, takes the place of `timestamp`, exact to the nanosecond.
+    """
+    __match_args__: Final[tuple[str, str, str, str]]
+    """
+    The positional arguments of a `case Entry(...)` pattern.
+    """
+    def __eq__(self, other: object, /) -> bool:
+        """
+        Whether the other entry is the same in every field.
+        """
+    def __getnewargs_ex__(self, /) -> "tuple[tuple[int, int, bytes], dict[str, int | float | None]]":
+        """
+        The arguments that make an equal entry, for pickle and copy.
+        """
+    def __hash__(self, /) -> int:
+        """
+        Agrees with equality.
+        """
+    def __new__(cls, /, index: "int", term: "int", data: "bytes", timestamp: "float" = 0.0, *, wall_time: "float | None" = None, timestamp_ns: "int | None" = None) -> Entry: ...
+    def __repr__(self, /) -> str:
+        """
+        The entry; data beyond 64 bytes is left out.
+        """
+    @property
+    def data(self, /) -> bytes:
+        """
+        What was proposed.
+        """
+    @property
+    def index(self, /) -> int:
+        """
+        Its place in the log. Indexes grow; they are not contiguous, since the cluster's own entries lie between.
+        """
+    @property
+    def term(self, /) -> int:
+        """
+        The term of the leader that appended it.
+        """
+    @property
+    def timestamp(self, /) -> float:
+        """
+        Replicated time in seconds: the same on every node, and never less than that of an earlier entry. Only
+        differences mean anything.
+        """
+    @property
+    def timestamp_ns(self, /) -> int:
+        """
+        Replicated time in nanoseconds; see `timestamp`.
+        """
+    @property
+    def wall_time(self, /) -> float | None:
+        """
+        The leader's wall clock, seconds since the Unix epoch, or None; for people: it may jump. Use `timestamp` to
+        decide anything.
+        """

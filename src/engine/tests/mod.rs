@@ -39,7 +39,7 @@ pub(super) struct Machine {
 /// What travels.
 #[derive(Debug)]
 pub(super) enum Packet {
-    Raft(Message),
+    Raft(Box<Message>),
     Forward(Command),
     Reject(Rejection),
 }
@@ -209,7 +209,7 @@ impl World {
         let Some(machine) = self.machines.get_mut(&to) else { return };
         match packet {
             Packet::Raft(message) => {
-                if let Err(refused) = machine.engine.handle_message(from, message) {
+                if let Err(refused) = machine.engine.handle_message(from, *message) {
                     machine.refused.push(refused);
                 }
             }

@@ -6,7 +6,7 @@ use super::*;
 
 fn sent(world: &World, from: NodeId, kind: MessageType) -> Vec<&Message> {
     let messages = world.network.iter().filter_map(|(sender, _, packet)| match packet {
-        Packet::Raft(message) if *sender == from && message.get_msg_type() == kind => Some(message),
+        Packet::Raft(message) if *sender == from && message.get_msg_type() == kind => Some(message.as_ref()),
         _ => None,
     });
     messages.collect()

@@ -1,0 +1,175 @@
+//! How a `Core` is connected to its loop, and how it ends.
+
+use std::time::{Duration, Instant};
+
+use pyo3::exceptions::PyNotImplementedError;
+use pyo3::prelude::*;
+
+use super::core::Core;
+use super::errors::{self, FatalError};
+use super::owner::Stranger;
+use super::state::Phase;
+use crate::driver::port::Request;
+
+/// How long the end of the driver's thread is waited for once it has said its last word.
+const REAP: Duration = Duration::from_secs(5);
+
+/// How long between two looks whether the driver's thread has ended.
+const REAP_INTERVAL_S: f64 = 0.001;
+
+impl Core {
+    /// The loop calls `_drain` while the bell rings.
+    pub(super) fn watch(&self, this: &Bound<'_, Self>) -> PyResult<()> {
+        let py = this.py();
+        let event_loop = self.futures.event_loop(py);
+        let added = event_loop.call_method1("add_reader", (self.bell.fd(), this.getattr("_drain")?));
+        match added {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_instance_of::<PyNotImplementedError>(py) => {
+                let target = py.import("weakref")?.call_method1("ref", (this,))?;
+                Ok(self.bell.use_caller(event_loop.clone().unbind(), target.unbind())?)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The loop calls it no more.
+    pub(super) fn unwatch(&self, py: Python<'_>) {
+        if self.bell.is_level_triggered() {
+            let removed = self.futures.event_loop(py).call_method1("remove_reader", (self.bell.fd(),));
+            if let Err(error) = removed {
+                error.write_unraisable(py, None);
+            }
+        }
+        self.bell.close();
+    }
+
+    /// Asks the driver to end, behind everything that was proposed.
+    pub(super) fn ask_to_close(&self, drain: Duration) {
+        self.flush();
+        if let Some(port) = self.port.get() {
+            port.inbox.request(Request::Close { drain });
+        }
+    }
+
+    /// This node stops by itself: every call fails now, and the driver is told to end.
+    pub(super) fn give_up(&self, py: Python<'_>, message: String, cause: Option<PyErr>) {
+        self.fail_all(py, Some((message, cause)));
+        self.ask_to_close(Duration::ZERO);
+        let mut state = self.state.lock();
+        if state.phase == Phase::Running {
+            state.phase = Phase::Closing;
+        }
+    }
+
+    /// The driver has said its last word.
+    pub(super) fn stopped_by(&self, py: Python<'_>, fatal: Option<String>) {
+        self.unwatch(py);
+        self.fail_all(py, fatal.map(|message| (message, None)));
+        let mut state = self.state.lock();
+        state.phase = Phase::Stopped;
+        state.reap_until = Some(Instant::now() + REAP);
+    }
+
+    /// Fails whoever waits for anything but the end, and notes why.
+    fn fail_all(&self, py: Python<'_>, failure: Option<(String, Option<PyErr>)>) {
+        let fatal = failure.map(|(message, cause)| {
+            let error = FatalError::new_err(message.clone());
+            error.set_cause(py, cause.as_ref().map(|cause| cause.clone_ref(py)));
+            (message, cause, error.into_value(py))
+        });
+        let mut state = self.state.lock();
+        // The first failure is the one that counts.
+        let mut spare = None;
+        let mut cause = None;
+        if let Some((message, raised, error)) = fatal {
+            cause = raised;
+            if state.failure.is_none() {
+                state.failure = Some((message, error));
+            } else {
+                spare = Some(error);
+            }
+        }
+        let message = state.failure.as_ref().map(|(message, _)| message.clone());
+        state.latch.clear();
+        let groups = state.groups.take_all();
+        let futures = state.take_futures();
+        drop(state);
+        drop(spare);
+        let error = || match &message {
+            Some(message) => {
+                let error = FatalError::new_err(message.clone());
+                error.set_cause(py, cause.as_ref().map(|cause| cause.clone_ref(py)));
+                error
+            }
+            None => errors::closed(None),
+        };
+        for future in futures {
+            self.futures.fail(py, future.bind(py), error());
+        }
+        for group in groups {
+            let fill = |result: Option<Py<PyAny>>| result.unwrap_or_else(|| error().into_value(py).into_any());
+            let results: Vec<_> = group.results.into_iter().map(fill).collect();
+            self.futures.resolve(py, group.future.bind(py), results);
+        }
+    }
+
+    /// Starts to wait for the end of the driver's thread, if the driver has said its last word.
+    pub(super) fn reap_if_stopped(this: &Bound<'_, Self>) -> PyResult<()> {
+        let state = this.get().state.lock();
+        let is_due = state.phase == Phase::Stopped && state.thread.is_some();
+        drop(state);
+        if is_due {
+            Self::reap(this)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the closing once the driver's thread has ended; until then, looks again soon.
+    pub(super) fn reap(this: &Bound<'_, Self>) -> PyResult<()> {
+        let (py, core) = (this.py(), this.get());
+        let mut state = core.state.lock();
+        let has_ended = state.thread.as_ref().is_none_or(std::thread::JoinHandle::is_finished);
+        let is_late = state.reap_until.is_some_and(|until| Instant::now() >= until);
+        if !has_ended && !is_late {
+            drop(state);
+            return core.reap_later(this);
+        }
+        let thread = state.thread.take();
+        let closers = std::mem::take(&mut state.closers);
+        drop(state);
+        if let (Some(thread), true) = (thread, has_ended) {
+            // It has said its last word, so even a panic behind that changes nothing.
+            let _ = thread.join();
+        }
+        core.loggers.emit(py, &core.logs, usize::MAX);
+        for future in closers {
+            core.futures.resolve(py, future.bind(py), py.None());
+        }
+        Ok(())
+    }
+
+    fn reap_later(&self, this: &Bound<'_, Self>) -> PyResult<()> {
+        let event_loop = self.futures.event_loop(this.py());
+        event_loop.call_method1("call_later", (REAP_INTERVAL_S, this.getattr("_reap")?))?;
+        Ok(())
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        let state = self.state.get_mut();
+        let thread = state.thread.take();
+        if self.owner.check() == Err(Stranger::Process) {
+            // In a forked child the driver's thread does not exist, and its locks may be held for ever.
+            std::mem::forget(thread);
+            return;
+        }
+        self.bell.close();
+        if let (Phase::Running | Phase::Closing, Some(port)) = (state.phase, self.port.get()) {
+            port.inbox.request(Request::Close { drain: Duration::ZERO });
+        }
+        // The thread ends by itself; waiting for it could block the interpreter.
+        drop(thread);
+    }
+}
