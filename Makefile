@@ -60,7 +60,7 @@ build: venv ## Build the extension module into .venv
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet >/dev/null
 
 wheel: venv ## Build a wheel into dist/ as `pip install .` does, and look into it
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	env -u PROTOC -u PYO3_PYTHON $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	$(BIN)/python .ci/check_wheel.py dist
 
 venv: $(STAMP)
