@@ -164,8 +164,8 @@ class Demo:
                 await asyncio.wait_for(self._changed.wait(), 1)
 
     def _deal(self) -> None:
-        """Fill up the window of each process; a quarter of the lines is kept back until the leader has been killed."""
-        held_back = max(1, len(self._lines) // 4) if self._killed is None else 0
+        """Fill up the window of each process; a tenth of the lines is kept back until the leader has been killed."""
+        held_back = max(1, len(self._lines) // 10) if self._killed is None else 0
         for process in self._processes:
             batch: list[tuple[int, str, bool]] = []
             while process.ready and len(process.in_flight) < WINDOW and len(self._queue) > held_back:

@@ -23,6 +23,7 @@ from typing import Any
 
 import aioraft
 
+IN_FLIGHT = 256
 REPORT_INTERVAL_S = 0.02
 
 
@@ -66,32 +67,32 @@ class Replica:
     def __init__(self, node: aioraft.Node[int], tally: Tally) -> None:
         self._node = node
         self._tally = tally
+        self._waiting: asyncio.Queue[list[Any]] = asyncio.Queue()
         self._done: list[int] = []
-        self._newest_term = (
-            0,
-            0.0,
-        )  # and when, on the clock that all processes share, something was committed in it first
-        self._proposals: set[asyncio.Task[None]] = set()
+        # And when the first of these lines was applied in it, on the clock that all processes share.
+        self._newest_term = (0, 0.0)
 
-    async def serve(self, lines: asyncio.StreamReader) -> None:
+    async def serve(self, messages: asyncio.StreamReader) -> None:
         """Work until standard input ends."""
         async with asyncio.TaskGroup() as tasks:
-            reporting = tasks.create_task(self._report())
-            async for line in lines:
-                message = json.loads(line)
-                for command in message.get("lines", ()):
-                    task = tasks.create_task(self._propose(command))
-                    self._proposals.add(task)
-                    task.add_done_callback(self._proposals.discard)
-                if "finish" in message:
-                    await self._finish(message["finish"])
-            reporting.cancel()
+            working = [tasks.create_task(self._propose()) for _ in range(IN_FLIGHT)]
+            working.append(tasks.create_task(self._report()))
+            async for message in messages:
+                order = json.loads(message)
+                for line in order.get("lines", ()):
+                    self._waiting.put_nowait(line)
+                if "finish" in order:
+                    await self._finish(order["finish"])
+            for task in working:
+                task.cancel()
 
-    async def _propose(self, command: list[Any]) -> None:
-        term = await self._node.propose(json.dumps(command).encode())
-        if term > self._newest_term[0]:
-            self._newest_term = (term, time.monotonic())
-        self._done.append(command[0])
+    async def _propose(self) -> None:
+        while True:
+            line = await self._waiting.get()
+            term = await self._node.propose(json.dumps(line).encode())
+            if term > self._newest_term[0]:
+                self._newest_term = (term, time.monotonic())
+            self._done.append(line[0])
 
     async def _report(self) -> None:
         await self._node.ready()
