@@ -148,7 +148,11 @@ def test_what_ends_the_program_is_passed_on(error: BaseException, kind: str) -> 
     with asyncio.Runner(loop_factory=LOOPS[kind]) as runner:
         raised = refusal(lambda: runner.run(main()))
         assert type(raised) is type(error)
-        runner.run(close())
+        try:
+            runner.run(close())
+        except RuntimeError:  # uvloop has kept a stop from the interrupted run, also without a core
+            assert kind == "uvloop"
+            runner.run(close())
     fatal = calls[0].exception()
     assert type(fatal) is aioraft.FatalError
     assert fatal.__cause__ is error
