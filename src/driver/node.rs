@@ -459,3 +459,6 @@ impl Node {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
