@@ -472,3 +472,6 @@ impl Node {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -175,3 +175,138 @@ fn write(writer: &mut dyn LogWriter, tasks: Vec<Task>, shared: &Shared) -> Resul
     shared.driver.notify_one();
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{channel, Receiver, Sender};
+    use std::time::Instant;
+
+    use super::*;
+
+    /// A log that tells what it is asked to write, and does so when the test says how it ends.
+    struct Scripted {
+        asked: Sender<Batch>,
+        outcomes: Receiver<Result<(), StorageError>>,
+    }
+
+    impl LogWriter for Scripted {
+        fn write(&mut self, batch: Batch) -> Result<(), StorageError> {
+            self.asked.send(batch).unwrap();
+            self.outcomes.recv_timeout(Duration::from_secs(20)).unwrap()
+        }
+
+        fn maintain(&mut self) -> Result<Option<Duration>, StorageError> {
+            Ok(None)
+        }
+
+        fn figures(&self) -> Figures {
+            Figures::default()
+        }
+    }
+
+    struct Rig {
+        persister: Persister,
+        asked: Receiver<Batch>,
+        outcomes: Sender<Result<(), StorageError>>,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let ((asked_in, asked), (outcomes, outcomes_out)) = (channel(), channel());
+            let writer = Box::new(Scripted { asked: asked_in, outcomes: outcomes_out });
+            let driver = Arc::new(Notify::new());
+            let persister = Persister::start(writer, driver, "test".into(), tracing::Dispatch::none()).unwrap();
+            Self { persister, asked, outcomes }
+        }
+
+        fn write(&self, tasks: impl IntoIterator<Item = Task>) {
+            self.persister.write(&mut tasks.into_iter().collect());
+        }
+
+        /// What the log is asked to write.
+        fn asked(&self) -> Batch {
+            self.asked.recv_timeout(Duration::from_secs(20)).unwrap()
+        }
+
+        /// The next answer with something in it.
+        fn answer(&self) -> Answer {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            loop {
+                let answer = self.persister.take_answer();
+                if answer.ready.is_some() || answer.node_record.is_some() || answer.failure.is_some() {
+                    return answer;
+                }
+                assert!(Instant::now() < deadline, "no answer");
+                std::thread::yield_now();
+            }
+        }
+
+        fn stopped(&self) {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while !self.persister.is_stopped() {
+                assert!(Instant::now() < deadline, "the thread goes on");
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    fn ready(number: u64, sync: bool) -> Task {
+        Task::Ready(Persist { number, sync, ..Default::default() })
+    }
+
+    fn record(number: u64) -> Task {
+        Task::NodeRecord { number, record: (vec![], vec![]) }
+    }
+
+    #[test]
+    fn p1_whatever_must_be_durable_makes_its_whole_batch_so_and_nothing_is_answered_before() {
+        let rig = Rig::new();
+        for (tasks, sync, answered) in [
+            (vec![ready(1, true)], true, (Some(1), None)),
+            (vec![ready(2, false)], false, (Some(2), None)),
+            (vec![ready(3, false), ready(4, true), ready(5, false)], true, (Some(5), None)),
+            (vec![record(6)], true, (None, Some(6))),
+            (vec![record(7), ready(8, false)], true, (Some(8), Some(7))),
+        ] {
+            let groups = tasks.iter().filter(|task| matches!(task, Task::Ready(_))).count();
+            rig.write(tasks);
+            let batch = rig.asked();
+            assert_eq!((batch.sync, batch.groups.len()), (sync, groups), "{answered:?}");
+            let early = rig.persister.take_answer();
+            assert_eq!((early.ready, early.node_record), (None, None), "{answered:?}");
+            rig.outcomes.send(Ok(())).unwrap();
+            let answer = rig.answer();
+            assert_eq!((answer.ready, answer.node_record), answered);
+        }
+    }
+
+    #[test]
+    fn after_a_failure_nothing_is_answered_any_more() {
+        let rig = Rig::new();
+        rig.write([ready(1, true)]);
+        rig.asked();
+        rig.write([ready(2, true), record(1)]);
+        rig.outcomes.send(Err(StorageError::Poisoned { reason: "no space".into() })).unwrap();
+        // The next write would succeed.
+        rig.outcomes.send(Ok(())).unwrap();
+        let answer = rig.answer();
+        assert_eq!((answer.ready, answer.node_record), (None, None));
+        assert!(answer.failure.unwrap().to_string().contains("no space"));
+        rig.write([ready(3, false)]);
+        rig.stopped();
+        let answer = rig.persister.take_answer();
+        assert_eq!((answer.ready, answer.node_record), (None, None));
+        assert!(rig.asked.try_recv().is_err(), "nothing is written behind a failure");
+    }
+
+    #[test]
+    fn what_is_queued_is_written_before_the_end() {
+        let mut rig = Rig::new();
+        rig.outcomes.send(Ok(())).unwrap();
+        rig.outcomes.send(Ok(())).unwrap();
+        rig.write([ready(1, true)]);
+        rig.persister.stop();
+        rig.stopped();
+        assert_eq!(rig.persister.take_answer().ready, Some(1));
+    }
+}

@@ -227,6 +227,15 @@ mod tests {
     }
 
     #[test]
+    fn c1_what_waits_in_memory_for_the_application_is_bounded() {
+        let entries = (2..=500).map(|index| entry(index, index)).collect::<Vec<_>>();
+        let one = weight(&Command::from_bytes(entries[0].data.clone()).unwrap());
+        let (mut applier, log) = applied(&entries, 10 * one);
+        assert_eq!((applier.fresh.len(), applier.fresh_bytes), (10, 10 * one));
+        assert_eq!(drain(&mut applier, &log, 10 * one).0.len(), 499);
+    }
+
+    #[test]
     fn c5_a_second_reading_skips_the_duplicates_too() {
         let (applier, log) = applied(&[entry(2, 1), entry(3, 1), entry(4, 2)], usize::MAX);
         let (again, through) = applier.read_again(&log, 1, 4, u64::MAX).unwrap();

@@ -2,11 +2,16 @@
 //!
 //! Each guard of the rules and each trap of raft-rs has a test in a file named after it.
 
+mod admission;
+mod delivery;
+mod elections;
 mod exactly_once;
 mod hostile;
 mod leadership;
+mod outcomes;
 mod pipeline;
 mod reading;
+mod routes;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -28,6 +33,8 @@ pub(super) struct Machine {
     pub unsynced: VecDeque<Persist>,
     /// While set, nothing reaches the disk.
     pub disk_stalled: bool,
+    /// While set, the application takes nothing and applies nothing.
+    pub application_stalled: bool,
     pub applied: Vec<(u64, Vec<u8>, u64)>,
     pub resolved: BTreeMap<Token, u64>,
     pub failed: Vec<(Token, Failure)>,
@@ -95,6 +102,7 @@ fn machine(settings: &Settings, state: GroupState, mut disk: Opened, fresh: bool
         state,
         unsynced: VecDeque::new(),
         disk_stalled: false,
+        application_stalled: false,
         applied: Vec::new(),
         resolved: BTreeMap::new(),
         failed: Vec::new(),
@@ -178,7 +186,8 @@ impl World {
                 Effect::Leadership(leadership) => machine.leadership = leadership,
             }
         }
-        while let Some(batch) = machine.engine.hand_out(1 << 16).unwrap() {
+        while !machine.application_stalled {
+            let Some(batch) = machine.engine.hand_out(1 << 16).unwrap() else { break };
             for applied in batch.entries {
                 if let Some(token) = applied.token {
                     assert_eq!(machine.resolved.insert(token, applied.index), None, "resolved twice");

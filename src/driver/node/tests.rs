@@ -1,0 +1,305 @@
+//! One node, driven round by round: what happens to it is written by the test, and time passes in ticks.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use raft::eraftpb::{Entry, Message, MessageType};
+
+use super::*;
+use crate::driver::options::{Listen, Tuning};
+use crate::driver::port::{Completions, Cursor, Inbox, Wake};
+use crate::driver::WakeDriver;
+use crate::engine::command::Command;
+use crate::storage::{Batch, LogWriter};
+use crate::transport::{Hello, Role};
+
+const CLUSTER: &str = "test";
+
+struct NoWake;
+
+impl Wake for NoWake {
+    fn wake(&self) {}
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let test = async { tokio::time::timeout(Duration::from_secs(20), test).await.expect("waited too long") };
+    tokio::task::LocalSet::new().block_on(&runtime, test);
+}
+
+fn tuning() -> Tuning {
+    Tuning {
+        election_timeout: Duration::from_millis(300),
+        heartbeat_interval: Duration::from_millis(40),
+        max_entry_bytes: 1 << 20,
+        max_message_bytes: 1 << 20,
+        max_inflight_messages: 64,
+        max_uncommitted_bytes: 1 << 26,
+        max_unapplied_bytes: 64 << 10,
+        entry_cache_bytes: 1 << 22,
+        insecure: false,
+    }
+}
+
+/// A log that fails as soon as the test says so.
+struct Failing {
+    writer: Box<dyn LogWriter>,
+    fails: Arc<AtomicBool>,
+}
+
+impl LogWriter for Failing {
+    fn write(&mut self, batch: Batch) -> Result<(), StorageError> {
+        if self.fails.load(Ordering::SeqCst) {
+            return Err(StorageError::Poisoned { reason: "the disk is gone".into() });
+        }
+        self.writer.write(batch)
+    }
+
+    fn maintain(&mut self) -> Result<Option<Duration>, StorageError> {
+        self.writer.maintain()
+    }
+
+    fn figures(&self) -> Figures {
+        self.writer.figures()
+    }
+}
+
+/// Node 1 of `nodes`, whose peers do not exist, with an application that does nothing by itself.
+struct Rig {
+    node: Node,
+    port: Port,
+    log_fails: Arc<AtomicBool>,
+}
+
+impl Rig {
+    fn new(nodes: u64) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut members = BTreeMap::from([(1, listener.local_addr().unwrap().to_string())]);
+        // Nobody listens at port 1.
+        members.extend((2..=nodes).map(|id| (id, format!("127.0.0.{id}:1"))));
+        let mut options = Options {
+            id: 1,
+            members,
+            cluster: CLUSTER.into(),
+            data_dir: None,
+            listen: Listen::Socket(listener),
+            advertise: None,
+            tuning: tuning(),
+            logger: slog::Logger::root(slog::Discard, slog::o!()),
+            dispatch: tracing::Dispatch::none(),
+        };
+        let wake = Arc::new(Notify::new());
+        let port = Port {
+            inbox: Arc::new(Inbox::new(Box::new(WakeDriver(wake.clone())))),
+            completions: Arc::new(Completions::new(Box::new(NoWake))),
+            cursor: Arc::new(Cursor::default()),
+            status: Arc::new(Mutex::new(Status::default())),
+        };
+        let mut started = start::start(&mut options).unwrap();
+        let log_fails = Arc::new(AtomicBool::new(false));
+        started.writer = Box::new(Failing { writer: started.writer, fails: log_fails.clone() });
+        let node = Node::new(options, started, port.clone(), wake).unwrap();
+        Self { node, port, log_fails }
+    }
+
+    /// What peer `id` says when it connects.
+    fn hello(&self, id: NodeId, identity: u128, stage: Stage) -> Rc<Hello> {
+        let members = Formation::members_text(&self.node.options.members);
+        Rc::new(Hello {
+            cluster: CLUSTER.into(),
+            lineage: 0,
+            incarnation: 1,
+            from: id,
+            to: 1,
+            identity,
+            boot: 1,
+            nonce: identity as u64,
+            role: Role::Peer,
+            advertise: String::new(),
+            formation: Report { identity, members, stage }.encode(),
+        })
+    }
+
+    fn up(&mut self, peer: NodeId, identity: u128) {
+        let hello = self.hello(peer, identity, Stage::Unformed);
+        self.node.take_event(Event::Up { peer, hello, epoch: 1 });
+    }
+
+    fn raft(&mut self, from: NodeId, messages: Vec<Message>) {
+        self.node.take_event(Event::Raft { from, group: APPLICATION_GROUP, messages });
+    }
+
+    /// A round in which the clock ticks.
+    async fn tick(&mut self) -> Result<(), Stop> {
+        self.node.next_tick = Instant::now();
+        let _ = self.node.round()?;
+        self.node.wait().await;
+        Ok(())
+    }
+
+    async fn ticks(&mut self, count: usize) {
+        for _ in 0..count {
+            self.tick().await.unwrap();
+        }
+    }
+
+    async fn until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
+        while !done(self) {
+            assert!(self.tick().await.is_ok(), "stopped before: {what}");
+        }
+    }
+
+    fn propose(&self, token: u64, payload: &[u8]) {
+        self.port.inbox.propose(Proposal { token, command: Command::new(payload), deadline_ns: None });
+    }
+
+    fn completions(&self) -> VecDeque<Completion> {
+        let mut taken = VecDeque::new();
+        self.port.completions.take(&mut taken);
+        taken
+    }
+}
+
+fn message(kind: MessageType, term: u64) -> Message {
+    let mut message = Message { from: 2, to: 1, term, index: 1, log_term: 1, ..Default::default() };
+    message.set_msg_type(kind);
+    message
+}
+
+#[test]
+fn m1_an_unformed_node_answers_no_raft_message() {
+    run(async {
+        let mut rig = Rig::new(3);
+        rig.up(2, 20);
+        let election_ticks = tuning().election_ticks();
+        let append = Message {
+            entries: vec![Entry { index: 2, term: 5, ..Default::default() }],
+            ..message(MessageType::MsgAppend, 5)
+        };
+        let vote = message(MessageType::MsgRequestVote, 6);
+        for message in [message(MessageType::MsgHeartbeat, 4), append, vote] {
+            rig.raft(2, vec![message]);
+            rig.ticks(2 * election_ticks).await;
+            let status = rig.node.engine.status();
+            assert_eq!((status.term, status.last_index, status.leader), (1, 1, None));
+        }
+        assert_eq!(rig.port.status.lock().role, "forming");
+        // Once it is formed, it does.
+        let identity = rig.node.members.borrow().record.identity;
+        let all = [(1, identity), (2, 20), (3, 30)].into();
+        let formed = rig.hello(2, 20, Stage::Formed(all));
+        rig.node.take_event(Event::Formation { from: 2, body: formed.formation.clone() });
+        rig.until("formed", |rig| rig.node.members.borrow().formation.is_formed()).await;
+        rig.raft(2, vec![message(MessageType::MsgRequestVote, 6)]);
+        rig.ticks(1).await;
+        assert_eq!(rig.node.engine.status().term, 6);
+    });
+}
+
+#[test]
+fn m1_an_unformed_node_never_campaigns() {
+    run(async {
+        let mut rig = Rig::new(3);
+        rig.up(2, 20);
+        for _ in 0..5 * tuning().election_ticks() {
+            rig.ticks(1).await;
+            let status = rig.node.engine.status();
+            assert_eq!((status.term, status.role), (1, "follower"));
+        }
+        let status = rig.port.status.lock().clone();
+        assert_eq!((status.term, status.role), (1, "forming"));
+    });
+}
+
+#[test]
+fn m1_a_peer_that_went_away_before_it_stored_anything_may_come_back_with_another_directory() {
+    run(async {
+        let mut rig = Rig::new(3);
+        rig.up(2, 20);
+        rig.node.take_event(Event::Down { peer: 2, reason: "it was wiped".into() });
+        rig.up(3, 30);
+        rig.ticks(5).await;
+        assert_eq!(rig.node.members.borrow().formation.stage(), &Stage::Unformed, "node 2 is not there");
+        assert_eq!(rig.node.members.borrow().formation.missing(), [2]);
+        rig.up(2, 21);
+        rig.until("prepared", |rig| rig.node.members.borrow().formation.stage() != &Stage::Unformed).await;
+        let members = rig.node.members.borrow();
+        assert_eq!(members.formation.stage().identities().unwrap()[&2], 21);
+    });
+}
+
+#[test]
+fn decision_3_a_failed_log_stops_the_node_and_nobody_is_answered() {
+    run(async {
+        let mut rig = Rig::new(1);
+        rig.until("leads", |rig| rig.node.engine.status().role == "leader").await;
+        rig.ticks(2).await;
+        rig.completions();
+        let applied = rig.node.engine.status().applied;
+        rig.log_fails.store(true, Ordering::SeqCst);
+        rig.propose(1, b"x");
+        let mut stop = None;
+        for _ in 0..1_000 {
+            rig.propose(2, b"y");
+            if let Err(reason) = rig.tick().await {
+                stop = Some(reason.to_string());
+                break;
+            }
+        }
+        let stop = stop.expect("the node goes on without a log");
+        assert!(stop.contains("the log failed") && stop.contains("the disk is gone"), "{stop}");
+        assert_eq!(rig.node.engine.status().applied, applied);
+        let answered = rig.completions().into_iter().filter(|done| !matches!(done, Completion::Leadership(_)));
+        assert_eq!(answered.count(), 0);
+    });
+}
+
+#[test]
+fn decision_3_a_failed_log_is_named_as_the_reason_of_the_end() {
+    run(async {
+        let rig = Rig::new(1);
+        rig.log_fails.store(true, Ordering::SeqCst);
+        let reason = rig.node.run().await.unwrap();
+        assert!(reason.contains("the log failed") && reason.contains("the disk is gone"), "{reason}");
+    });
+}
+
+#[test]
+fn c1_an_application_that_falls_behind_is_handed_no_more_until_it_catches_up() {
+    const COUNT: usize = 400;
+    const PAYLOAD: usize = 4 << 10;
+    run(async {
+        let mut rig = Rig::new(1);
+        for token in 0..COUNT as u64 {
+            rig.propose(token, &vec![token as u8; PAYLOAD]);
+        }
+        let last = 2 + COUNT as u64;
+        rig.until("applied", |rig| rig.node.engine.status().applied == last).await;
+        rig.ticks(10).await;
+        let (mut seen, mut waiting, mut handed) = (Vec::new(), VecDeque::new(), 0);
+        let limit = tuning().max_unapplied_bytes + APPLY_BYTES + 2 * PAYLOAD;
+        loop {
+            for done in rig.completions() {
+                let Completion::Apply { entries, through, bytes } = done else { continue };
+                handed += entries.iter().map(|entry| entry.command.payload().len()).sum::<usize>();
+                seen.extend(entries.iter().map(|entry| (entry.index, entry.token)));
+                waiting.push_back((through, bytes));
+            }
+            let outstanding = waiting.iter().map(|(_, bytes)| bytes).sum::<usize>();
+            assert_eq!(rig.port.completions.unapplied_bytes(), outstanding);
+            assert!(outstanding <= limit, "{outstanding} bytes are waiting for the application");
+            let Some((through, bytes)) = waiting.pop_front() else { break };
+            rig.port.cursor.set_applied(through);
+            rig.port.completions.consumed(bytes);
+            rig.port.inbox.nudge();
+            let _ = rig.node.round().unwrap();
+        }
+        assert_eq!(handed, COUNT * PAYLOAD);
+        let expected = (0..COUNT as u64).map(|token| (3 + token, Some(token)));
+        assert_eq!(seen, expected.collect::<Vec<_>>(), "all of it, in order, once");
+        assert_eq!(rig.port.cursor.applied(), last);
+    });
+}
