@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::driver::{Listen, Options, SpawnError, Spawned};
 use crate::driver::clock;
 use crate::driver::port::{
     now_ns, Applied, Completion, Completions, Cursor, Failure, Fatal, Inbox, InboxBatch, Leadership, Port, Proposal,
     Request, Status, Token, Wake,
 };
+use crate::driver::{Listen, Options, SpawnError, Spawned};
 
 const TERM: u64 = 1;
 const NO_MAJORITY: &str = "an echo with several members has no leader";

@@ -9,11 +9,14 @@ use raft::{RawNode, StateRole, Storage};
 use super::reads::{context_origin, CONTEXT_LEN};
 use super::NodeId;
 
-/// Terms beyond this are refused: raft-rs adds to them without a check.
-const TERM_MAX: u64 = u64::MAX >> 8;
+/// Terms and indexes beyond this are refused: raft-rs adds to them without a check.
+const COUNTER_MAX: u64 = u64::MAX >> 8;
+
+/// Reads that a leader keeps at once. Each node has a handful of rounds under way, so only a flood comes near.
+const PENDING_READS_MAX: usize = 1024;
 
 /// Why a message was dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Refused {
     /// Sent by, or to, somebody else than the connection says.
     #[error("it is not addressed from that peer to this node")]
@@ -33,9 +36,25 @@ pub enum Refused {
     /// A follower claims entries that the leader has not.
     #[error("it acknowledges entries that are not in this node's log: a data directory was wiped or rolled back")]
     UnknownEntries,
+    /// A vote that this node cannot have asked for: its request leaves when its whole log is durable (Raft thesis 3.8).
+    #[error("it grants a vote that this node has not asked for yet")]
+    UnaskedVote,
+    /// More reads than the members ever have under way.
+    #[error("more reads are under way than members ask for")]
+    ReadFlood,
     /// A reject that an acknowledgement has overtaken (raft-rs #555).
     #[error("it is older than an acknowledgement of the same peer")]
     Stale,
+    /// A read request that came after this node's leadership had ended; its sender asks again.
+    #[error("this node does not lead")]
+    NotLeader,
+}
+
+impl Refused {
+    /// Honest peers send this, too, when messages cross: no reason to doubt the sender.
+    pub fn is_honest(self) -> bool {
+        matches!(self, Self::Stale | Self::NotLeader)
+    }
 }
 
 /// Checks a message of the authenticated peer `from`.
@@ -54,19 +73,23 @@ pub fn admit<S: Storage>(raw: &RawNode<S>, from: NodeId, message: &Message) -> R
     }
     let is_read_request = kind == MessageType::MsgReadIndex;
     // Without a term, raft-rs takes a message for one of this node itself; read requests never carry one.
-    if (message.term == 0) != is_read_request || message.term > TERM_MAX {
+    if (message.term == 0) != is_read_request {
+        return Err(Refused::Field);
+    }
+    let Message { term, log_term, index, commit, commit_term, reject_hint, .. } = *message;
+    if [term, log_term, index, commit, commit_term, reject_hint].iter().any(|counter| *counter > COUNTER_MAX) {
         return Err(Refused::Field);
     }
     let last_index = raft.raft_log.last_index();
     match kind {
         MessageType::MsgAppend => {
-            let indexes = message.index.checked_add(1).ok_or(Refused::Field)?..;
-            let contiguous = indexes.zip(&message.entries).all(|(index, entry)| entry.index == index);
+            let contiguous = (index + 1..).zip(&message.entries).all(|(index, entry)| entry.index == index);
             let terms = message.entries.iter().map(|entry| entry.term);
             let ascending = terms.clone().zip(terms.clone().skip(1)).all(|(one, next)| one <= next);
             let bounded = terms.clone().all(|term| term > 0 && term <= message.term);
             let begins_later = terms.clone().next().is_none_or(|term| message.log_term <= term);
-            if !(contiguous && ascending && bounded && begins_later) {
+            // raft-rs takes term zero for the term of any index beyond its log, and would append behind a gap.
+            if log_term == 0 || !(contiguous && ascending && bounded && begins_later) {
                 return Err(Refused::Field);
             }
         }
@@ -79,17 +102,32 @@ pub fn admit<S: Storage>(raw: &RawNode<S>, from: NodeId, message: &Message) -> R
             if message.request_snapshot != 0 {
                 return Err(Refused::Field);
             }
-            if message.reject && message.index <= matched {
+            if message.reject && index <= matched {
                 return Err(Refused::Stale);
             }
-            if !message.reject && message.index > last_index && raft.state == StateRole::Leader {
+            // Of an earlier term it is late, and raft-rs ignores it.
+            let of_this_leader = raft.state == StateRole::Leader && term == raft.term;
+            if !message.reject && index > last_index && of_this_leader {
                 return Err(Refused::UnknownEntries);
+            }
+        }
+        MessageType::MsgRequestVoteResponse => {
+            let durable = raft.raft_log.persisted == last_index;
+            if !message.reject && raft.state == StateRole::Candidate && !durable {
+                return Err(Refused::UnaskedVote);
             }
         }
         MessageType::MsgReadIndex => {
             let [entry] = message.entries.as_slice() else { return Err(Refused::Field) };
             if entry.data.len() != CONTEXT_LEN || context_origin(&entry.data) != Some(from) {
                 return Err(Refused::Field);
+            }
+            // raft-rs would send it on to the leader in the name of `from`, which the leader's network drops.
+            if raft.state != StateRole::Leader {
+                return Err(Refused::NotLeader);
+            }
+            if raft.pending_read_count() >= PENDING_READS_MAX {
+                return Err(Refused::ReadFlood);
             }
         }
         MessageType::MsgReadIndexResp => {
@@ -98,10 +136,12 @@ pub fn admit<S: Storage>(raw: &RawNode<S>, from: NodeId, message: &Message) -> R
                 return Err(Refused::Field);
             }
         }
-        MessageType::MsgHeartbeat
+        // Only the leader hands over.
+        MessageType::MsgTimeoutNow if from != raft.leader_id => return Err(Refused::Field),
+        MessageType::MsgTimeoutNow
+        | MessageType::MsgHeartbeat
         | MessageType::MsgHeartbeatResponse
         | MessageType::MsgRequestVote
-        | MessageType::MsgRequestVoteResponse
         | MessageType::MsgRequestPreVote
         | MessageType::MsgRequestPreVoteResponse => {}
         MessageType::MsgHup
@@ -109,9 +149,8 @@ pub fn admit<S: Storage>(raw: &RawNode<S>, from: NodeId, message: &Message) -> R
         | MessageType::MsgPropose
         | MessageType::MsgSnapshot
         | MessageType::MsgUnreachable
-        // Nobody transfers leadership yet, and a follower that is asked to panics.
+        // A transfer begins on the leader itself; a follower that is asked for one panics as it passes that on.
         | MessageType::MsgTransferLeader
-        | MessageType::MsgTimeoutNow
         | MessageType::MsgSnapStatus
         | MessageType::MsgCheckQuorum => return Err(Refused::Type),
     }

@@ -135,7 +135,7 @@ impl Reads {
 /// Length of a round's context.
 pub const CONTEXT_LEN: usize = 24;
 
-fn context(node: NodeId, boot: u64, sequence: u64) -> Vec<u8> {
+pub(super) fn context(node: NodeId, boot: u64, sequence: u64) -> Vec<u8> {
     [node, boot, sequence].iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 

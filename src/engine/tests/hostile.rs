@@ -3,6 +3,7 @@
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
+use proptest::prelude::*;
 use raft::eraftpb::{Entry, MessageType};
 
 use super::*;
@@ -31,36 +32,92 @@ fn refusal(mut world: World, message: &Message) -> Option<Refused> {
 #[test]
 fn every_message_known_to_panic_raft_rs_is_refused() {
     let term = World::led_by(1, 3).machine(1).engine.status().term;
-    let follower_term = World::led_by(2, 3).machine(1).engine.status().term;
+    let followed = World::led_by(2, 3).machine(1).engine.status().term;
     let unknown = Message { msg_type: 99, ..message(MessageType::MsgAppend, term) };
-    let far = |kind| {
+    let far = |kind, term| {
         let mut message = message(kind, term);
         message.commit = 1_000;
         message.index = 1_000;
         message
     };
     type Case = (&'static str, fn() -> World, Message, Refused);
-    let cases: [Case; 5] = [
+    let beyond = far(MessageType::MsgAppend, followed);
+    let hint =
+        Message { index: 2, reject: true, reject_hint: u64::MAX, ..message(MessageType::MsgAppendResponse, term) };
+    let cases: [Case; 7] = [
         ("a type that does not exist", || World::led_by(2, 3), unknown, Refused::Type),
-        (
-            "a request to hand over, to a follower",
-            || World::led_by(2, 3),
-            message(MessageType::MsgTransferLeader, follower_term),
-            Refused::Type,
-        ),
         ("an empty proposal", || World::led_by(1, 3), message(MessageType::MsgPropose, term), Refused::Type),
         ("an empty read request", || World::led_by(1, 3), message(MessageType::MsgReadIndex, 0), Refused::Field),
         (
             "a heartbeat beyond the end of the log",
             || World::led_by(2, 3),
-            Message { term: term + 9, ..far(MessageType::MsgHeartbeat) },
+            far(MessageType::MsgHeartbeat, followed + 9),
             Refused::LostLog,
         ),
+        (
+            "a transfer asked of a follower",
+            || World::led_by(2, 3),
+            message(MessageType::MsgTransferLeader, followed),
+            Refused::Type,
+        ),
+        ("an append of term zero beyond the log", || World::led_by(2, 3), beyond, Refused::Field),
+        // Only where additions are checked, as in tests.
+        ("a hint at the end of all numbers", just_elected, hint, Refused::Field),
     ];
     for (what, world, message, expected) in cases {
         assert!(panics_unguarded(world(), &message), "raft-rs no longer panics on {what}: is the guard still needed?");
         assert_eq!(refusal(world(), &message), Some(expected), "{what}");
     }
+}
+
+/// Node 1 leads and has heard nothing of the others since.
+fn just_elected() -> World {
+    let mut world = World::led_by(1, 3);
+    let progress = world.machine(1).engine.raw.raft.mut_prs().get_mut(2).unwrap();
+    progress.become_probe();
+    progress.next_idx = 3;
+    progress.matched = 1;
+    world
+}
+
+/// The leader appends, hands leadership over and grants its vote, all before node 1 has fsynced what was appended.
+#[test]
+fn a_vote_before_the_log_is_durable_is_refused() {
+    let hostile = |guarded: bool| {
+        let mut world = World::led_by(2, 3);
+        let status = world.machine(1).engine.status();
+        let entry = Entry { index: status.last_index + 1, term: status.term, ..Default::default() };
+        let mut append = message(MessageType::MsgAppend, status.term);
+        (append.index, append.log_term, append.entries) = (status.last_index, status.term, vec![entry]);
+        let timeout = message(MessageType::MsgTimeoutNow, status.term);
+        let vote = message(MessageType::MsgRequestVoteResponse, status.term + 1);
+        let engine = &mut world.machine(1).engine;
+        engine.handle_message(2, append).unwrap();
+        engine.handle_message(2, timeout).unwrap();
+        if guarded {
+            assert_eq!(engine.handle_message(2, vote).err(), Some(Refused::UnaskedVote));
+        } else {
+            let _ = engine.raw.step(vote);
+        }
+    };
+    assert!(catch_unwind(|| hostile(false)).is_err(), "raft-rs no longer panics: is the guard still needed?");
+    hostile(true);
+}
+
+#[test]
+fn a_read_that_crosses_the_end_of_a_leadership_is_dropped_and_a_flood_of_them_is_bounded() {
+    let read = |sequence| {
+        let mut read = message(MessageType::MsgReadIndex, 0);
+        read.entries = vec![Entry { data: crate::engine::reads::context(2, 1, sequence), ..Default::default() }];
+        read
+    };
+    assert_eq!(refusal(World::led_by(2, 3), &read(1)), Some(Refused::NotLeader));
+    let mut world = World::led_by(1, 3);
+    let engine = &mut world.machine(1).engine;
+    let refused = (0..1_000_000).find_map(|sequence| engine.handle_message(2, read(sequence)).err());
+    assert_eq!(refused, Some(Refused::ReadFlood));
+    world.settle();
+    assert_eq!(world.machine(1).engine.handle_message(2, read(0)), Ok(()), "answered reads make room");
 }
 
 #[test]
@@ -75,7 +132,6 @@ fn proposals_and_local_messages_never_come_from_the_network() {
         MessageType::MsgSnapshot,
         MessageType::MsgPropose,
         MessageType::MsgTransferLeader,
-        MessageType::MsgTimeoutNow,
     ] {
         assert_eq!(refusal(World::led_by(1, 3), &message(kind, term)), Some(Refused::Type), "{kind:?}");
     }
@@ -115,13 +171,17 @@ fn damaged_fields_are_refused() {
         ("a term beyond the message's", append(2, term, &[entry(3, term + 1)])),
         ("an entry older than the one before it", append(2, term, &[entry(3, term - 1)])),
         ("term zero", append(2, 0, &[entry(3, 0)])),
+        ("a handover by somebody who does not lead", Message { from: 3, ..message(MessageType::MsgTimeoutNow, term) }),
         ("the last index there is", append(u64::MAX, term, &[])),
+        ("no previous term", append(2, 0, &[])),
+        ("an index out of reach", append(u64::MAX - 1, term, &[])),
         ("no term", Message { term: 0, ..append(2, term, &[]) }),
         ("a term out of reach", Message { term: u64::MAX, ..append(2, term, &[]) }),
         ("a read request with a term", message(MessageType::MsgReadIndex, term)),
         ("a read answer without a context", message(MessageType::MsgReadIndexResp, term)),
     ] {
-        assert_eq!(refusal(World::led_by(2, 3), &message), Some(Refused::Field), "{what}");
+        let refused = World::led_by(2, 3).machine(1).engine.handle_message(message.from, message);
+        assert_eq!(refused, Err(Refused::Field), "{what}");
     }
 }
 
@@ -156,4 +216,78 @@ fn an_acknowledgement_of_entries_that_do_not_exist_is_refused() {
     world.settle();
     world.tick(4);
     assert_eq!(world.agreed(), [b"x"], "node 2 is still sent what it has not");
+}
+
+/// What a hostile member says: any type, with the numbers that matter around here.
+fn lie() -> impl Strategy<Value = Message> {
+    let number = || prop_oneof![8 => 0..9u64, 1 => Just(1_000u64), 1 => Just(u64::MAX), 1 => Just(u64::MAX >> 8)];
+    let entry = (number(), number(), 0..4i32, any::<bool>()).prop_map(|(index, term, entry_type, command)| {
+        let data = if command { Command::new(b"lie").into_bytes() } else { Vec::new() };
+        Entry { index, term, entry_type, data, ..Default::default() }
+    });
+    let numbers = [number(), number(), number(), number(), number(), number(), number()];
+    (0..21i32, numbers, any::<bool>(), prop::collection::vec(entry, 0..3), any::<bool>()).prop_map(
+        |(msg_type, numbers, reject, mut entries, tidy)| {
+            let [term, log_term, index, commit, commit_term, reject_hint, request_snapshot] = numbers;
+            if tidy {
+                // A lie that looks right.
+                for (at, entry) in entries.iter_mut().enumerate() {
+                    (entry.index, entry.entry_type) = (index.saturating_add(1 + at as u64), 0);
+                    entry.term = term;
+                }
+            }
+            Message {
+                msg_type,
+                to: 1,
+                from: 2,
+                term,
+                log_term,
+                index,
+                commit,
+                commit_term,
+                entries,
+                reject,
+                reject_hint,
+                request_snapshot: if tidy { 0 } else { request_snapshot },
+                ..Default::default()
+            }
+        },
+    )
+}
+
+proptest! {
+    /// One member lies as it likes, to a leader, a follower or a candidate, with the disk ahead or behind. Whatever it says
+    /// may stop the node (a log that no honest leader writes), but never makes it panic.
+    #[test]
+    fn no_lie_of_a_member_makes_raft_rs_panic(
+        leader in 1..4u64,
+        candidate in any::<bool>(),
+        lies in prop::collection::vec((lie(), 0..8u8), 1..40),
+    ) {
+        let mut world = World::led_by(leader, 3);
+        let machine = world.machine(1);
+        if candidate {
+            let _ = machine.engine.raw.campaign();
+        }
+        let mut numbers = Vec::new();
+        for (mut lie, then) in lies {
+            if then & 1 == 1 && lie.msg_type != MessageType::MsgReadIndex as i32 {
+                lie.term = machine.engine.status().term + u64::from(then >> 2);
+            }
+            let _ = machine.engine.handle_message(2, lie);
+            if then & 2 == 2 {
+                machine.engine.handle_tick();
+            }
+            if then & 4 == 4 {
+                let Ok(effects) = machine.engine.poll(Now::default()) else { return Ok(()) };
+                numbers.extend(effects.iter().filter_map(|effect| match effect {
+                    Effect::Persist(persist) => Some(persist.number),
+                    _ => None,
+                }));
+                if then & 1 == 1 {
+                    numbers.drain(..).for_each(|number| machine.engine.handle_persisted(number));
+                }
+            }
+        }
+    }
 }
