@@ -40,7 +40,7 @@ class Config:
     """`propose` waits while the unresolved commands of this node have this many bytes."""
     max_message_bytes: int = 1 * _MIB
     """A leader puts entries of up to this many bytes into one message (always at least one entry)."""
-    max_inflight_messages: int = 256
+    max_inflight_messages: int = 32
     """A leader sends a peer this many messages ahead of its acknowledgements."""
     max_uncommitted_bytes: int = 256 * _MIB
     """A leader accepts no more commands while its uncommitted entries have this many bytes."""
@@ -58,10 +58,10 @@ class Config:
         _seconds(self, "propose_timeout", least=0.001, most=math.inf, optional=True)
         _seconds(self, "read_timeout", least=0.001, most=math.inf, optional=True)
         _seconds(self, "close_timeout", least=0, most=3600)
-        _count(self, "max_entry_bytes", least=1 * _KIB, most=512 * _MIB)
+        _count(self, "max_entry_bytes", least=1 * _KIB, most=64 * _MIB)
         _count(self, "max_pending_proposals", least=1, most=2**31)
         _count(self, "max_pending_bytes", least=1 * _KIB, most=2**40)
-        _count(self, "max_message_bytes", least=1 * _KIB, most=512 * _MIB)
+        _count(self, "max_message_bytes", least=1 * _KIB, most=64 * _MIB)
         _count(self, "max_inflight_messages", least=1, most=65_536)
         _count(self, "max_uncommitted_bytes", least=1 * _KIB, most=2**40)
         _count(self, "max_unapplied_bytes", least=1 * _KIB, most=2**40)

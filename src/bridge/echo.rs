@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::start::{Listen, Options, SpawnError, Spawned};
+use crate::driver::{Listen, Options, SpawnError, Spawned};
 use crate::driver::clock;
 use crate::driver::port::{
     now_ns, Applied, Completion, Completions, Cursor, Failure, Fatal, Inbox, InboxBatch, Leadership, Port, Proposal,

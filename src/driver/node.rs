@@ -25,6 +25,8 @@ use crate::transport::{self, Event, Events, Network};
 
 /// What the application is handed at once.
 const APPLY_BYTES: usize = 256 << 10;
+/// What the application is handed in one round of the driver.
+const APPLY_BYTES_PER_ROUND: usize = 1 << 20;
 /// How long the network gets to write its last words.
 const NETWORK_STOP: Duration = Duration::from_millis(500);
 /// How often a warning of the same kind is logged.
@@ -75,6 +77,8 @@ struct Node {
     stages: BTreeMap<u64, Stage>,
     stage_number: u64,
     figures: Figures,
+    /// There was more to do than one round should.
+    more: bool,
     closing: Option<Instant>,
     warned_slow: Option<Instant>,
     warned_unformed: Instant,
@@ -88,7 +92,7 @@ impl Node {
         let persister = Persister::start(writer, wake.clone(), name, options.dispatch.clone()).map_err(cannot)?;
         let events = Events::new(wake.clone());
         let gate = Rc::new(Gate(members.clone()));
-        let network_options = transport::Options::default();
+        let network_options = options.tuning.network();
         let mut network =
             Network::start(listener, options.id, gate, network_options, events.clone()).map_err(cannot)?;
         for (peer, address) in start::peers(&options.members, options.id) {
@@ -113,6 +117,7 @@ impl Node {
             stages: BTreeMap::new(),
             stage_number: 0,
             figures: Figures::default(),
+            more: false,
             closing: None,
             warned_slow: None,
             warned_unformed: now,
@@ -164,6 +169,8 @@ impl Node {
         tokio::select! {
             biased;
             () = self.wake.notified() => {}
+            // The network's tasks get their turn, then it goes on.
+            () = tokio::task::yield_now(), if self.more => {}
             () = tokio::time::sleep_until(until) => {}
         }
     }
@@ -287,9 +294,11 @@ impl Node {
         }
     }
 
-    /// Makes a stage durable, unless it is on its way already.
+    /// Makes a stage durable.
     fn store_stage(&mut self, stage: Option<Stage>) {
-        let Some(stage) = stage.filter(|stage| !self.stages.values().any(|pending| pending == stage)) else { return };
+        // One at a time: while a set is on its way to the disk, no other is even looked at (rule M1). What follows from
+        // the peers' reports is asked for again when it is stored.
+        let Some(stage) = stage.filter(|_| self.stages.is_empty()) else { return };
         let mut members = self.members.borrow_mut();
         members.record.stage = stage.clone();
         self.stage_number += 1;
@@ -378,13 +387,10 @@ impl Node {
                 }
             }
             Effect::Reject { to, rejection } => {
-                let rejected = transport::Rejected {
-                    boot: rejection.boot,
-                    numbers: rejection.numbers,
-                    leader: self.engine.status().leader.unwrap_or(0),
-                    term: self.engine.status().term,
-                    reason: rejection.reason,
-                };
+                let (leader, term) = self.engine.leader();
+                let leader = leader.unwrap_or(0);
+                let Rejection { boot, numbers, reason } = rejection;
+                let rejected = transport::Rejected { boot, numbers, leader, term, reason };
                 self.network.send_rejected(to, APPLICATION_GROUP, &rejected);
             }
             Effect::Failed { token, failure } => self.completions.push(Completion::Failed { token, failure }),
@@ -402,8 +408,15 @@ impl Node {
 
     /// Hands out what is applied, as long as the application keeps up (rule C1).
     fn hand_out(&mut self) -> Result<(), Stop> {
-        let mut unapplied = self.port.completions.unapplied_bytes();
+        let before = self.port.completions.unapplied_bytes();
+        let mut unapplied = before;
+        self.more = self.engine.has_more();
         while unapplied < self.options.tuning.max_unapplied_bytes {
+            // Reading back from the log takes time, and peers must not wait for it.
+            if unapplied - before > APPLY_BYTES_PER_ROUND {
+                self.more = true;
+                break;
+            }
             let Some(batch) = self.engine.hand_out(APPLY_BYTES)? else { break };
             unapplied += batch.bytes;
             let (entries, through, bytes) = (batch.entries, batch.through, batch.bytes);
@@ -445,7 +458,7 @@ impl Node {
         *self.port.status.lock() = status;
     }
 
-    /// Ends both threads' work in bounded time; `in_order` writes what is still to be written.
+    /// Ends both threads' work in bounded time. After a failure it waits less.
     async fn shut_down(mut self, in_order: bool) {
         self.network.shutdown();
         let _ = tokio::time::timeout(NETWORK_STOP, self.network.join()).await;

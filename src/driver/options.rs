@@ -6,7 +6,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::port::Port;
-use crate::engine::NodeId;
+use crate::engine::{NodeId, FORWARDED_BYTES_MAX};
+use crate::transport;
 
 /// Everything about one node.
 pub struct Options {
@@ -64,6 +65,16 @@ pub struct Tuning {
 impl Tuning {
     /// Ticks between heartbeats: elections are timed with this resolution.
     pub const HEARTBEAT_TICKS: u32 = 4;
+
+    /// The network's limits that follow from these: the largest command and the largest message fit a frame with room
+    /// to spare, and all that may be on its way to a peer fits a connection's backlog.
+    pub fn network(&self) -> transport::Options {
+        let largest = self.max_entry_bytes.max(self.max_message_bytes) as usize;
+        let frame_bytes_max = (4 * largest).saturating_add(16 << 20);
+        let window = (self.max_message_bytes as usize).saturating_mul(self.max_inflight_messages);
+        let backlog_bytes_max = (2 * window).saturating_add(FORWARDED_BYTES_MAX).saturating_add(frame_bytes_max);
+        transport::Options { frame_bytes_max, backlog_bytes_max, ..Default::default() }
+    }
 
     /// The time between two ticks.
     pub fn tick(&self) -> Duration {

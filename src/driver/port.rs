@@ -103,7 +103,8 @@ pub enum Completion {
     },
     /// The newest known leader, and whether this node leads and has applied all that was committed before.
     Leadership(Leadership),
-    /// The node has stopped: every pending call has failed before this, and nothing follows.
+    /// The node has stopped, and nothing follows. After [`Request::Close`] every pending call has failed before this;
+    /// when the node stopped by itself, what is still pending fails with the reason.
     Stopped {
         /// `None` after [`Request::Close`].
         fatal: Option<Fatal>,

@@ -24,6 +24,23 @@ pub enum StartError {
     /// It is another node's.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// The cluster was formed with other members.
+    #[error(
+        "the cluster of this data directory was formed by the nodes {formed:?}, but members= lists {listed:?}: list the \
+         same ids (their addresses may change)"
+    )]
+    Members {
+        /// Who formed it.
+        formed: Vec<NodeId>,
+        /// Who is listed.
+        listed: Vec<NodeId>,
+    },
+    /// There is a node record, and no log.
+    #[error(
+        "the data directory {0} knows its node but holds no log: it is damaged; remove it and start this node as a new \
+         member"
+    )]
+    NoLog(String),
     /// The engine refuses the log.
     #[error(transparent)]
     Fault(#[from] Fault),
@@ -65,12 +82,20 @@ pub fn start(options: &mut Options) -> Result<Started, StartError> {
     };
     let stored = node_records.get(identity::KEY).map(Vec::as_slice);
     let record = NodeRecord::boot(stored, options.id, &options.cluster)?;
+    check_members(options, &record.stage)?;
     let mut batch = Batch { sync: true, node_records: vec![node_record(&record)], ..Default::default() };
-    let state = groups.remove(&APPLICATION_GROUP).unwrap_or_else(|| {
-        let (state, write) = bootstrap();
-        batch.groups.push(write);
-        state
-    });
+    let state = match groups.remove(&APPLICATION_GROUP) {
+        Some(state) => state,
+        None if stored.is_some() => {
+            let dir = options.data_dir.as_ref().map(|dir| dir.display().to_string());
+            return Err(StartError::NoLog(dir.unwrap_or_default()));
+        }
+        None => {
+            let (state, write) = bootstrap();
+            batch.groups.push(write);
+            state
+        }
+    };
     writer.write(batch)?;
     // A cluster that forms during this start elects its first leader at once.
     let fresh = !matches!(record.stage, Stage::Formed(_));
@@ -80,6 +105,17 @@ pub fn start(options: &mut Options) -> Result<Started, StartError> {
     let advertise = options.advertise.clone().or_else(|| options.members.get(&options.id).cloned());
     let members = Members::new(record, advertise.unwrap_or_default(), options.members.clone());
     Ok(Started { engine, writer, members: Rc::new(RefCell::new(members)), listener })
+}
+
+/// `members` only bootstraps: who votes is what was agreed when the cluster was formed. Started with fewer, a node would
+/// be a majority of its own.
+fn check_members(options: &Options, stage: &Stage) -> Result<(), StartError> {
+    let Some(identities) = stage.identities() else { return Ok(()) };
+    if identities.keys().eq(options.members.keys()) {
+        return Ok(());
+    }
+    let (formed, listed) = (identities.keys().copied().collect(), options.members.keys().copied().collect());
+    Err(StartError::Members { formed, listed })
 }
 
 /// The node record as the log keeps it.
@@ -108,6 +144,7 @@ fn settings(options: &Options, record: &NodeRecord) -> Settings {
         voters: options.members.keys().copied().collect::<Vec<NodeId>>(),
         election_ticks: tuning.election_ticks(),
         heartbeat_ticks: super::options::Tuning::HEARTBEAT_TICKS as usize,
+        max_entry_bytes: tuning.max_entry_bytes,
         max_message_bytes: tuning.max_message_bytes,
         max_inflight_messages: tuning.max_inflight_messages,
         max_uncommitted_bytes: tuning.max_uncommitted_bytes,

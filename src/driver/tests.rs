@@ -293,3 +293,49 @@ fn what_prevents_a_start_is_said_in_a_sentence() {
     let message = refused(foreign);
     assert!(message.contains("cluster \"test\""), "{message}");
 }
+
+#[test]
+fn members_only_bootstrap_a_node_started_with_fewer_does_not_lead_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut hosts, members) = cluster(3, Some(dir.path()));
+    hosts[&1].propose(1, b"x");
+    everybody_applies(&mut hosts, 1);
+    hosts.remove(&3).unwrap().close();
+    let alone = BTreeMap::from([(3, members[&3].clone())]);
+    let mut split = Host::start(options(3, &alone, Listen::Address(members[&3].clone()), Some(dir.path())));
+    split.until("refused", |host| host.stopped.is_some());
+    let message = split.stopped.clone().flatten().unwrap().message;
+    assert!(message.contains("[1, 2, 3]") && message.contains("[3]"), "{message}");
+    // Addresses may change.
+    let mut moved = members.clone();
+    moved.insert(1, "localhost:1".into());
+    let mut back = Host::start(options(3, &moved, Listen::Address(members[&3].clone()), Some(dir.path())));
+    back.until("caught up", |host| host.applied.len() == 1);
+}
+
+#[test]
+fn a_node_far_behind_catches_up_without_losing_its_connection() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut hosts, members) = cluster(3, Some(dir.path()));
+    hosts[&1].propose(0, b"x");
+    everybody_applies(&mut hosts, 1);
+    hosts.remove(&3).unwrap().close();
+    let count = 600;
+    for n in 1..=count {
+        hosts[&1].propose(n, &[n as u8; 64 << 10]);
+    }
+    hosts.get_mut(&1).unwrap().until("committed", |host| host.resolved.len() as u64 == count + 1);
+    let mut back = Host::start(options(3, &members, Listen::Address(members[&3].clone()), Some(dir.path())));
+    back.until("caught up", |host| host.applied.len() as u64 == count + 1);
+}
+
+#[test]
+fn all_that_may_be_on_its_way_to_a_peer_fits_a_connection() {
+    for (entry, message, inflight) in [(8 << 20, 1 << 20, 32), (64 << 20, 1 << 10, 256), (1 << 10, 64 << 20, 1_000)] {
+        let tuning =
+            Tuning { max_entry_bytes: entry, max_message_bytes: message, max_inflight_messages: inflight, ..tuning() };
+        let network = tuning.network();
+        assert!(network.backlog_bytes_max > message as usize * inflight + crate::engine::FORWARDED_BYTES_MAX);
+        assert!(network.frame_bytes_max > 3 * entry.max(message) as usize);
+    }
+}

@@ -103,14 +103,15 @@ pub fn admit<S: Storage>(raw: &RawNode<S>, from: NodeId, message: &Message) -> R
         | MessageType::MsgRequestVote
         | MessageType::MsgRequestVoteResponse
         | MessageType::MsgRequestPreVote
-        | MessageType::MsgRequestPreVoteResponse
-        | MessageType::MsgTransferLeader
-        | MessageType::MsgTimeoutNow => {}
+        | MessageType::MsgRequestPreVoteResponse => {}
         MessageType::MsgHup
         | MessageType::MsgBeat
         | MessageType::MsgPropose
         | MessageType::MsgSnapshot
         | MessageType::MsgUnreachable
+        // Nobody transfers leadership yet, and a follower that is asked to panics.
+        | MessageType::MsgTransferLeader
+        | MessageType::MsgTimeoutNow
         | MessageType::MsgSnapStatus
         | MessageType::MsgCheckQuorum => return Err(Refused::Type),
     }

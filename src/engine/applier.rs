@@ -119,7 +119,7 @@ impl Applier {
         if self.fresh.is_empty() && self.fresh_through == self.handed {
             return self.hand_out_from_log(log, max_bytes).map(Some);
         }
-        let mut batch = Batch { entries: Vec::with_capacity(self.fresh.len()), through: 0, bytes: 0 };
+        let mut batch = Batch { entries: Vec::new(), through: 0, bytes: 0 };
         while batch.bytes < max_bytes {
             let Some(applied) = self.fresh.pop_front() else { break };
             batch.bytes += weight(&applied.command);

@@ -20,6 +20,11 @@ use crate::storage::{GroupState, LogReader};
 /// What raft-rs hands out at once for application.
 const COMMITTED_BYTES_MAX: u64 = 8 << 20;
 
+/// Readies taken in one poll; the rest waits until the world outside has looked round.
+const READIES_PER_POLL: usize = 64;
+/// Ticks after which a first election that got no answer is tried again.
+const URGE_TICKS: usize = 8;
+
 /// What the engine is started with.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -33,6 +38,8 @@ pub struct Settings {
     pub election_ticks: usize,
     /// Ticks between heartbeats.
     pub heartbeat_ticks: usize,
+    /// Largest payload of a command.
+    pub max_entry_bytes: u64,
     /// Bytes of entries in one message to a peer.
     pub max_message_bytes: u64,
     /// Messages on their way to a peer before it has acknowledged any.
@@ -76,7 +83,10 @@ pub struct Engine {
     stamper: Stamper,
     leadership: Leadership,
     routes: BTreeSet<NodeId>,
+    max_entry_bytes: u64,
     max_message_bytes: u64,
+    /// The last poll left something to do.
+    has_more: bool,
     /// Ticks for which a newly formed cluster is urged to elect its first leader.
     urge_ticks: usize,
     effects: Vec<Effect>,
@@ -92,6 +102,10 @@ impl Engine {
         fresh: bool,
     ) -> Result<Self, Fault> {
         let begin = state.truncated.0;
+        if state.hard_state.commit < begin || state.hard_state.commit > state.last_index {
+            let (commit, last) = (state.hard_state.commit, state.last_index);
+            return Err(Fault::Commit { commit, begin, last });
+        }
         let conf_state = ConfState { voters: settings.voters.clone(), ..Default::default() };
         let log = LogView::new(APPLICATION_GROUP, state, conf_state, reader, settings.entry_cache_bytes);
         let stamper = Stamper::new(last_stamp(&log)?);
@@ -119,7 +133,7 @@ impl Engine {
             persist: PersistQueue::default(),
             commit_unsaved: false,
             applier: Applier::new(begin, settings.max_fresh_bytes),
-            proposals: Proposals::new(settings.id, settings.boot),
+            proposals: Proposals::new(settings.id, settings.boot, settings.election_ticks),
             forwarded: Vec::new(),
             hold_proposals: false,
             reads: Reads::new(settings.id, settings.boot, settings.election_ticks),
@@ -129,7 +143,9 @@ impl Engine {
             stamper,
             leadership: Leadership::default(),
             routes: BTreeSet::new(),
+            max_entry_bytes: settings.max_entry_bytes,
             max_message_bytes: settings.max_message_bytes,
+            has_more: false,
             urge_ticks: if alone || (fresh && first_voter) { 2 * settings.election_ticks } else { 0 },
             effects: Vec::new(),
         })
@@ -138,6 +154,7 @@ impl Engine {
     /// A tick of the clock that elections and heartbeats are counted in.
     pub fn handle_tick(&mut self) {
         self.hold_proposals = false;
+        self.proposals.tick();
         self.reads.tick();
         if self.commit_unsaved {
             self.commit_unsaved = false;
@@ -153,7 +170,9 @@ impl Engine {
         // raft-rs campaigns on learners, too.
         if self.urge_ticks > 0 && raft.leader_id == raft::INVALID_ID && raft.promotable() {
             self.urge_ticks -= 1;
-            if self.urge_ticks % 2 == 1 {
+            // A peer that was not formed yet did not hear the last attempt; one that is under way is left alone.
+            let again = raft.state == StateRole::PreCandidate && self.urge_ticks % URGE_TICKS == 0;
+            if raft.state == StateRole::Follower || again {
                 // Refused only where an unapplied membership change is in the log; the ordinary timeout goes on then.
                 let _ = self.raw.campaign();
             }
@@ -182,7 +201,10 @@ impl Engine {
     /// A command that `from` forwarded to this node as the leader. Returns whether it is really of that origin.
     pub fn handle_forwarded(&mut self, from: NodeId, command: Command) -> bool {
         let genuine = command.header().origin == from && self.raw.raft.prs().get(from).is_some();
-        if genuine {
+        if genuine && command.payload().len() as u64 > self.max_entry_bytes {
+            let reason = "the leader's Config.max_entry_bytes is smaller: set it to the same value on all nodes";
+            self.reject(vec![Forwarded { from, command }], reason);
+        } else if genuine {
             self.forwarded.push(Forwarded { from, command });
         }
         genuine
@@ -233,7 +255,8 @@ impl Engine {
     /// Does the work. Returns what the world outside is to do, in order.
     pub fn poll(&mut self, now: Now) -> Result<Vec<Effect>, Fault> {
         self.expire(now);
-        loop {
+        self.has_more = true;
+        for _ in 0..READIES_PER_POLL {
             if let Some((number, messages)) = self.persist.pop_durable() {
                 self.raw.on_persist_ready(number);
                 self.raw.mut_store().mark_durable(number);
@@ -242,12 +265,23 @@ impl Engine {
             self.send_proposals(now);
             self.start_read_round();
             if !self.raw.has_ready() {
+                self.has_more = false;
                 break;
             }
             self.take_ready()?;
         }
         self.publish_leadership();
         Ok(std::mem::take(&mut self.effects))
+    }
+
+    /// The known leader, and the term.
+    pub fn leader(&self) -> (Option<NodeId>, u64) {
+        (self.leadership.leader, self.leadership.term)
+    }
+
+    /// There was more to do than one poll should: poll again when what came in meanwhile has been looked at.
+    pub fn has_more(&self) -> bool {
+        self.has_more
     }
 
     /// The next commands for the application, about `max_bytes` of them; `None` if it has been handed everything.
@@ -301,6 +335,7 @@ impl Engine {
             raft::INVALID_ID => {
                 "there was no leader: is a majority of the members running, and can they reach each other?"
             }
+            leader if leader != self.id && !self.routes.contains(&leader) => "there is no connection to the leader",
             _ => "the leader took no proposals",
         };
         let effects = &mut self.effects;
@@ -325,6 +360,7 @@ impl Engine {
     fn send_proposals(&mut self, now: Now) {
         let (role, term, leader) = (self.raw.raft.state, self.raw.raft.term, self.raw.raft.leader_id);
         if role == StateRole::Leader {
+            self.stamper.lead(term, now);
             self.append_forwarded(now);
             self.append_own(now);
             return;

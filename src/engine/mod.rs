@@ -24,6 +24,7 @@ pub use self::admission::Refused;
 pub use self::applier::Batch as AppliedBatch;
 pub use self::core::{Engine, EngineStatus, PeerProgress, Settings};
 pub use self::persist::Persist;
+pub use self::proposals::FORWARDED_BYTES_MAX;
 pub use self::reads::Reader;
 pub use self::session::WINDOW;
 pub use self::time::Now;
@@ -154,6 +155,19 @@ pub enum Fault {
     /// raft-rs refuses to start.
     #[error("raft-rs refused to go on: {0}")]
     Raft(#[from] raft::Error),
+    /// What was committed is not in the log.
+    #[error(
+        "the log holds the entries behind {begin} up to {last}, but {commit} was committed: the data directory is \
+         damaged; remove it and start this node as a new member"
+    )]
+    Commit {
+        /// The commit index.
+        commit: u64,
+        /// Where the log begins.
+        begin: u64,
+        /// Where it ends.
+        last: u64,
+    },
     /// An entry of a format that this build does not know.
     #[error("entry {index} of the log cannot be applied: {source}")]
     Entry {

@@ -9,6 +9,9 @@ use super::command::Command;
 use super::session::WINDOW;
 use super::{Failure, NodeId, Token};
 
+/// Bytes on their way to another node at once; what is beyond waits for answers, not in a connection's backlog.
+pub const FORWARDED_BYTES_MAX: usize = 16 << 20;
+
 /// Where a proposal's last attempt went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Attempt {
@@ -17,7 +20,8 @@ enum Attempt {
     /// In this node's own log, appended as the leader of `term`.
     Appended { term: u64 },
     /// On its way to a leader, sent when this node was in `term`.
-    Forwarded { to: NodeId, term: u64 },
+    /// It is tried again at tick `retry`, whatever became of it.
+    Forwarded { to: NodeId, term: u64, retry: u64 },
 }
 
 #[derive(Debug)]
@@ -56,14 +60,22 @@ pub struct Proposals {
     waiting: VecDeque<Waiting>,
     pending: usize,
     due: usize,
+    /// No due attempt has a lower number.
+    first_due: u64,
+    /// Bytes forwarded and not known to have arrived.
+    forwarded_bytes: usize,
     /// No pending deadline is earlier.
     next_deadline_ns: u64,
     reproposals: u64,
+    ticks: u64,
+    election_ticks: u64,
+    /// No forwarded attempt is to be tried again earlier.
+    next_retry: u64,
 }
 
 impl Proposals {
     /// None yet in this boot.
-    pub fn new(origin: NodeId, boot: u64) -> Self {
+    pub fn new(origin: NodeId, boot: u64, election_ticks: usize) -> Self {
         Self {
             origin,
             boot,
@@ -72,8 +84,13 @@ impl Proposals {
             waiting: VecDeque::new(),
             pending: 0,
             due: 0,
+            first_due: u64::MAX,
+            forwarded_bytes: 0,
             next_deadline_ns: u64::MAX,
             reproposals: 0,
+            ticks: 0,
+            election_ticks: election_ticks as u64,
+            next_retry: u64::MAX,
         }
     }
 
@@ -87,7 +104,9 @@ impl Proposals {
     fn admit_waiting(&mut self) {
         while (self.window.len() as u64) < WINDOW {
             let Some(Waiting { token, mut command, deadline_ns }) = self.waiting.pop_front() else { return };
-            command.set_origin(self.origin, self.boot, self.floor + self.window.len() as u64);
+            let number = self.floor + self.window.len() as u64;
+            command.set_origin(self.origin, self.boot, number);
+            self.first_due = self.first_due.min(number);
             let attempt = Attempt::Due;
             self.window.push_back(Some(Pending { token, command, deadline_ns, attempt, attempts: 0, refused: 0 }));
             self.pending += 1;
@@ -116,23 +135,57 @@ impl Proposals {
         self.floor
     }
 
+    /// A tick has passed. An attempt can be lost without a trace (on a connection that another one had replaced, say),
+    /// so one without an end is tried again after two election timeouts, then after four, and so on.
+    pub fn tick(&mut self) {
+        self.ticks += 1;
+        if self.ticks >= self.next_retry {
+            let now = self.ticks;
+            self.make_due(|attempt| matches!(attempt, Attempt::Forwarded { retry, .. } if retry <= now));
+            let retries = self.window.iter().flatten().filter_map(|pending| match pending.attempt {
+                Attempt::Forwarded { retry, .. } => Some(retry),
+                Attempt::Due | Attempt::Appended { .. } => None,
+            });
+            self.next_retry = retries.min().unwrap_or(u64::MAX);
+        }
+    }
+
     /// Calls `send` with (a copy of) every command whose attempt is due, until it declines one.
-    /// `to` is the leader, or `None` if that is this node.
+    /// `to` is the leader, or `None` if that is this node. To another node, no more than [`FORWARDED_BYTES_MAX`] are on
+    /// their way at once.
     pub fn send_due(&mut self, to: Option<NodeId>, term: u64, mut send: impl FnMut(Command) -> bool) {
         if self.due == 0 {
             return;
         }
-        for pending in self.window.iter_mut().flatten().filter(|pending| pending.attempt == Attempt::Due) {
+        let begin = self.first_due.saturating_sub(self.floor) as usize;
+        for at in begin..self.window.len() {
+            let Some(pending) = self.window[at].as_mut().filter(|pending| pending.attempt == Attempt::Due) else {
+                continue;
+            };
+            self.first_due = self.floor + at as u64;
+            if to.is_some() && self.forwarded_bytes > FORWARDED_BYTES_MAX {
+                return;
+            }
             let mut command = pending.command.clone();
             command.set_floor(self.floor);
             if !send(command) {
                 return;
             }
-            pending.attempt = to.map_or(Attempt::Appended { term }, |to| Attempt::Forwarded { to, term });
+            pending.attempt = match to {
+                None => Attempt::Appended { term },
+                Some(to) => {
+                    let patience = (2 * self.election_ticks) << pending.attempts.min(8);
+                    let retry = self.ticks + patience;
+                    self.next_retry = self.next_retry.min(retry);
+                    self.forwarded_bytes += pending.command.as_bytes().len();
+                    Attempt::Forwarded { to, term, retry }
+                }
+            };
             self.reproposals += u64::from(pending.may_be_in_a_log());
             pending.attempts = pending.attempts.saturating_add(1);
             self.due -= 1;
             if self.due == 0 {
+                self.first_due = u64::MAX;
                 return;
             }
         }
@@ -153,10 +206,24 @@ impl Proposals {
     }
 
     fn make_due(&mut self, lost: impl Fn(Attempt) -> bool) {
-        for pending in self.window.iter_mut().flatten().filter(|pending| lost(pending.attempt)) {
-            pending.attempt = Attempt::Due;
-            self.due += 1;
+        for at in 0..self.window.len() {
+            if self.window[at].as_ref().is_some_and(|pending| lost(pending.attempt)) {
+                self.set_due(self.floor + at as u64, 0);
+            }
         }
+    }
+
+    /// The attempt under way is over; `refused` of its kind ended before anything was appended.
+    fn set_due(&mut self, number: u64, refused: u32) {
+        let Some(pending) = self.slot(number).and_then(Option::as_mut) else { return };
+        pending.refused = (pending.refused + refused).min(pending.attempts);
+        let ended = std::mem::replace(&mut pending.attempt, Attempt::Due);
+        let bytes = pending.command.as_bytes().len();
+        if matches!(ended, Attempt::Forwarded { .. }) {
+            self.forwarded_bytes -= bytes;
+        }
+        self.due += usize::from(ended != Attempt::Due);
+        self.first_due = self.first_due.min(number);
     }
 
     /// The leader refused this attempt before it appended anything. An answer to an earlier attempt of the same number
@@ -166,20 +233,17 @@ impl Proposals {
             return;
         }
         let Some(pending) = self.slot(number).and_then(Option::as_mut) else { return };
-        pending.refused = (pending.refused + 1).min(pending.attempts);
         if matches!(pending.attempt, Attempt::Forwarded { to, .. } if to == by) {
-            pending.attempt = Attempt::Due;
-            self.due += 1;
+            self.set_due(number, 1);
+        } else {
+            pending.refused = (pending.refused + 1).min(pending.attempts);
         }
     }
 
     /// The engine itself dropped the attempts it had just made as leader: nothing was appended.
     pub fn not_appended(&mut self, numbers: &[u64]) {
         for &number in numbers {
-            let Some(pending) = self.slot(number).and_then(Option::as_mut) else { continue };
-            pending.attempt = Attempt::Due;
-            pending.refused += 1;
-            self.due += 1;
+            self.set_due(number, 1);
         }
     }
 
@@ -201,7 +265,11 @@ impl Proposals {
     fn take(&mut self, number: u64) -> Option<Pending> {
         let pending = self.slot(number)?.take()?;
         self.pending -= 1;
-        self.due -= usize::from(pending.attempt == Attempt::Due);
+        match pending.attempt {
+            Attempt::Due => self.due -= 1,
+            Attempt::Forwarded { .. } => self.forwarded_bytes -= pending.command.as_bytes().len(),
+            Attempt::Appended { .. } => {}
+        }
         Some(pending)
     }
 
@@ -278,7 +346,7 @@ mod tests {
     use super::*;
 
     fn proposals(count: u64) -> Proposals {
-        let mut proposals = Proposals::new(1, 1);
+        let mut proposals = Proposals::new(1, 1, 10);
         for token in 1..=count {
             proposals.add(token, Command::new(b"x"), 100 * token);
         }
@@ -333,6 +401,36 @@ mod tests {
     }
 
     #[test]
+    fn an_attempt_without_an_end_is_made_again_and_less_and_less_often() {
+        let mut proposals = proposals(1);
+        let mut made_at = Vec::new();
+        for tick in 0..200 {
+            if !send(&mut proposals, Some(2), 2).is_empty() {
+                made_at.push(tick);
+            }
+            proposals.tick();
+        }
+        assert_eq!(made_at, [0, 20, 60, 140]);
+        assert_eq!(expire(&mut proposals, 100), [(1, Failure::TimedOut)]);
+        assert_eq!(proposals.forwarded_bytes, 0);
+    }
+
+    #[test]
+    fn what_is_on_its_way_to_the_leader_is_bounded() {
+        let mut proposals = Proposals::new(1, 1, 10);
+        for token in 0..40 {
+            proposals.add(token, Command::new(&[0; 1 << 20]), u64::MAX);
+        }
+        let first = send(&mut proposals, Some(2), 2).len();
+        assert_eq!(first, 16);
+        assert_eq!(send(&mut proposals, Some(2), 2).len(), 0);
+        assert!(proposals.applied(1, 1).is_some());
+        assert_eq!(send(&mut proposals, Some(2), 2), [(17, 2)]);
+        proposals.route_lost(2);
+        assert_eq!(send(&mut proposals, None, 3).len(), 39, "into this node's own log there is no such bound");
+    }
+
+    #[test]
     fn s4_not_committed_is_claimed_only_if_every_attempt_was_refused_or_none_was_made() {
         let mut proposals = proposals(3);
         proposals.send_due(Some(2), 2, |command| command.header().number < 3);
@@ -355,7 +453,7 @@ mod tests {
 
     #[test]
     fn deadlines_pass_in_their_own_order() {
-        let mut proposals = Proposals::new(1, 1);
+        let mut proposals = Proposals::new(1, 1, 10);
         for (token, deadline) in [(1, u64::MAX), (2, 50), (3, 10)] {
             proposals.add(token, Command::new(b""), deadline);
         }

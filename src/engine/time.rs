@@ -30,15 +30,20 @@ impl Stamper {
         self.log_ns = self.log_ns.max(stamp_ns);
     }
 
-    /// The stamp for an entry that this node, leader in `term`, appends now.
-    pub fn stamp(&mut self, term: u64, now: Now) -> u64 {
-        let (base_ns, since_ns) = match self.reign {
+    /// This node leads in `term`: its clock counts from the moment at which it is first told so.
+    pub fn lead(&mut self, term: u64, now: Now) -> (u64, u64) {
+        match self.reign {
             Some((reign, base_ns, since_ns)) if reign == term => (base_ns, since_ns),
             _ => {
                 self.reign = Some((term, self.log_ns, now.boottime_ns));
                 (self.log_ns, now.boottime_ns)
             }
-        };
+        }
+    }
+
+    /// The stamp for an entry that this node, leader in `term`, appends now.
+    pub fn stamp(&mut self, term: u64, now: Now) -> u64 {
+        let (base_ns, since_ns) = self.lead(term, now);
         let stamp = base_ns.saturating_add(now.boottime_ns.saturating_sub(since_ns)).max(self.log_ns);
         self.log_ns = stamp;
         stamp

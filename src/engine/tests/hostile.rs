@@ -31,6 +31,7 @@ fn refusal(mut world: World, message: &Message) -> Option<Refused> {
 #[test]
 fn every_message_known_to_panic_raft_rs_is_refused() {
     let term = World::led_by(1, 3).machine(1).engine.status().term;
+    let follower_term = World::led_by(2, 3).machine(1).engine.status().term;
     let unknown = Message { msg_type: 99, ..message(MessageType::MsgAppend, term) };
     let far = |kind| {
         let mut message = message(kind, term);
@@ -39,8 +40,14 @@ fn every_message_known_to_panic_raft_rs_is_refused() {
         message
     };
     type Case = (&'static str, fn() -> World, Message, Refused);
-    let cases: [Case; 4] = [
+    let cases: [Case; 5] = [
         ("a type that does not exist", || World::led_by(2, 3), unknown, Refused::Type),
+        (
+            "a request to hand over, to a follower",
+            || World::led_by(2, 3),
+            message(MessageType::MsgTransferLeader, follower_term),
+            Refused::Type,
+        ),
         ("an empty proposal", || World::led_by(1, 3), message(MessageType::MsgPropose, term), Refused::Type),
         ("an empty read request", || World::led_by(1, 3), message(MessageType::MsgReadIndex, 0), Refused::Field),
         (
@@ -67,6 +74,8 @@ fn proposals_and_local_messages_never_come_from_the_network() {
         MessageType::MsgCheckQuorum,
         MessageType::MsgSnapshot,
         MessageType::MsgPropose,
+        MessageType::MsgTransferLeader,
+        MessageType::MsgTimeoutNow,
     ] {
         assert_eq!(refusal(World::led_by(1, 3), &message(kind, term)), Some(Refused::Type), "{kind:?}");
     }

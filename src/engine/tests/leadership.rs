@@ -68,3 +68,13 @@ fn replicated_time_survives_a_restart_of_everybody() {
     world.agreed();
     assert_eq!(world.machine(2).applied.last().map(|(_, _, stamp)| *stamp), Some(5_000_000_000));
 }
+
+#[test]
+fn replicated_time_passes_while_a_leader_has_nothing_to_append() {
+    let mut world = World::led_by(1, 3);
+    world.tick(1);
+    world.now.boottime_ns += 3_600_000_000_000;
+    world.propose(1, 1, b"after an hour");
+    world.settle();
+    assert!(world.machine(1).applied[0].2 >= 3_600_000_000_000);
+}
