@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use pyo3::prelude::*;
@@ -108,10 +109,52 @@ impl Caller {
     }
 }
 
+/// How long the interpreter's end waits for a thread that is inside it.
+const LEAVING: Duration = Duration::from_secs(2);
+
+/// Callers' threads inside the interpreter, and whether it is about to end.
+///
+/// A thread that the interpreter finds inside at its end is torn down where it stands, which Rust's frames do not
+/// survive. So from the interpreter's `atexit` on nobody enters, and those inside get the time to leave.
+static VISITS: (Mutex<Visits>, Condvar) = (Mutex::new(Visits { inside: 0, over: false }), Condvar::new());
+
+struct Visits {
+    inside: usize,
+    over: bool,
+}
+
+/// Runs `visit` inside the interpreter, unless that is about to end.
+fn enter<R>(visit: impl FnOnce(Python<'_>) -> R) -> Option<R> {
+    let (visits, left) = (&VISITS.0, &VISITS.1);
+    {
+        let mut visits = visits.lock();
+        if visits.over {
+            return None;
+        }
+        visits.inside += 1;
+    }
+    let visited = Python::try_attach(visit);
+    visits.lock().inside -= 1;
+    left.notify_all();
+    visited
+}
+
+/// To be registered with `atexit`.
+#[pyfunction]
+pub fn end_visits(py: Python<'_>) {
+    py.detach(|| {
+        let mut visits = VISITS.0.lock();
+        visits.over = true;
+        // A forked child waits in vain for a thread of its parent, and not for long.
+        let until = Instant::now() + LEAVING;
+        while visits.inside > 0 && !VISITS.1.wait_until(&mut visits, until).timed_out() {}
+    });
+}
+
 fn run_caller(caller: &Caller, event_loop: Py<PyAny>, target: Py<PyAny>) {
     while caller.wait() {
         // None when the interpreter is shutting down; an error when the loop is closed or the target gone. Both end it.
-        let called = Python::try_attach(|py| -> PyResult<()> {
+        let called = enter(|py| -> PyResult<()> {
             let drain = target.bind(py).call0()?.getattr("_drain")?;
             event_loop.bind(py).call_method1("call_soon_threadsafe", (drain,))?;
             Ok(())
@@ -121,7 +164,7 @@ fn run_caller(caller: &Caller, event_loop: Py<PyAny>, target: Py<PyAny>) {
         }
     }
     let mut held = Some((event_loop, target));
-    Python::try_attach(|_| drop(held.take()));
+    enter(|_| drop(held.take()));
     // Without an interpreter there is nothing left to give them back to.
     std::mem::forget(held);
 }

@@ -76,6 +76,8 @@ pub mod _core {
 
     #[pymodule_init]
     fn init(py: Python<'_>) -> PyResult<()> {
+        let end_visits = pyo3::wrap_pyfunction!(super::bell::end_visits, py)?;
+        py.import("atexit")?.call_method1("register", (end_visits,))?;
         super::owner::watch_forks(py)
     }
 }

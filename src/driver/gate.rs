@@ -190,6 +190,7 @@ mod tests {
         let unformed = gate(2, 1, 1, Stage::Unformed).hello(1);
         assert_eq!(unformed.lineage, 0);
         assert_eq!(formed().admit(&unformed), Ok(()), "not formed yet, here it is told");
+        assert_eq!(gate(1, 1, 1, Stage::Unformed).admit(&hello(1, 1)), Ok(()), "and the other way round");
     }
 
     #[test]

@@ -47,3 +47,16 @@ fn c1_a_call_whose_index_the_application_has_reached_does_not_time_out() {
     world.poll(1);
     assert_eq!(world.machine(1).failed, [(3, Failure::TimedOut)], "the barrier stands, what lies behind it is late");
 }
+
+#[test]
+fn c5_a_range_behind_the_applications_cursor_is_empty_though_the_log_goes_on() {
+    let mut world = World::led_by(1, 3);
+    for token in 0..10 {
+        world.propose(1, token, b"x");
+    }
+    world.settle();
+    world.restart(1);
+    // The application begins anew, too.
+    world.machine(1).engine.handle_application_applied(BOOTSTRAP.0);
+    assert_eq!(range(&mut world, 1, 5), (vec![], 5));
+}

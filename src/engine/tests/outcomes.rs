@@ -72,3 +72,24 @@ fn s4_what_the_leader_itself_could_not_append_was_not_committed() {
     world.tick(4 * ELECTION_TICKS);
     assert!(world.agreed().is_empty());
 }
+
+#[test]
+fn a_refused_proposal_waits_for_a_tick_or_for_the_next_leader() {
+    let mut world = World::led_by(1, 3);
+    let refused = |world: &mut World, number| {
+        world.propose(3, number, b"x");
+        world.poll(3);
+        assert!(world.network.pop_back().is_some());
+        world.machine(3).engine.handle_rejection(1, &refusal_of(1, number));
+        world.settle();
+        assert_eq!(world.machine(3).engine.status().pending_proposals, 1, "no ping-pong");
+    };
+    refused(&mut world, 1);
+    world.machine(3).engine.handle_tick();
+    world.settle();
+    assert_eq!(world.machine(3).resolved.len(), 1);
+    refused(&mut world, 2);
+    world.machine(1).engine.raw.transfer_leader(2);
+    world.settle();
+    assert_eq!(world.machine(3).resolved.len(), 2, "no tick has passed");
+}
