@@ -205,7 +205,7 @@ impl Node {
         }
         if let Some(number) = answer.ready {
             self.engine.handle_persisted(number);
-            self.watch_disk();
+            self.watch_disk(self.figures.last_fsync, "took");
         }
         if let Some(number) = answer.node_record {
             let later = self.stages.split_off(&(number + 1));
@@ -216,17 +216,18 @@ impl Node {
         Ok(())
     }
 
-    /// An fsync that takes a good part of an election timeout is how clusters lose their leader (rule P4).
-    fn watch_disk(&mut self) {
-        let slow = self.figures.last_fsync > self.options.tuning.election_timeout / 2;
+    /// An fsync that takes a good part of an election timeout is how clusters lose their leader (rule P4). A disk that
+    /// hangs is reported while it does.
+    fn watch_disk(&mut self, took: Duration, verb: &str) {
+        let slow = took > self.options.tuning.election_timeout / 2;
         if slow && self.warned_slow.is_none_or(|at| at.elapsed() > WARN_EVERY) {
             self.warned_slow = Some(Instant::now());
-            let fsync_ms = self.figures.last_fsync.as_millis() as u64;
+            let fsync_ms = took.as_millis() as u64;
             let election_timeout_ms = self.options.tuning.election_timeout.as_millis() as u64;
             tracing::warn!(
                 fsync_ms,
                 election_timeout_ms,
-                "an fsync of the log took {fsync_ms} ms, more than half of the election timeout: the disk is too slow or shared"
+                "an fsync of the log {verb} {fsync_ms} ms, more than half of the election timeout: the disk is too slow or shared"
             );
         }
     }
@@ -353,6 +354,7 @@ impl Node {
         }
         // A thread that was stopped makes up for no ticks: what the others sent meanwhile is looked at first.
         self.next_tick = (self.next_tick + self.options.tuning.tick()).max(now);
+        self.watch_disk(self.persister.busy_for(), "has been under way for");
         if self.members.borrow().formation.is_formed() {
             self.engine.handle_tick();
         } else if self.warned_unformed.elapsed() > WARN_EVERY {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
@@ -46,6 +46,8 @@ struct Shared {
     queue: Mutex<Queue>,
     work: Condvar,
     answer: Mutex<Answer>,
+    /// Since when the thread has been writing, or doing the log's housekeeping.
+    busy_since: Mutex<Option<Instant>>,
     driver: Arc<Notify>,
 }
 
@@ -67,6 +69,7 @@ impl Persister {
             queue: Mutex::default(),
             work: Condvar::new(),
             answer: Mutex::new(Answer { figures: writer.figures(), ..Default::default() }),
+            busy_since: Mutex::new(None),
             driver,
         });
         let theirs = Arc::clone(&shared);
@@ -93,6 +96,11 @@ impl Persister {
         std::mem::replace(&mut *answer, Answer { figures, ..Default::default() })
     }
 
+    /// How long the disk has kept the thread waiting by now.
+    pub fn busy_for(&self) -> Duration {
+        self.shared.busy_since.lock().map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
     /// Asks the thread to write what it has and end.
     pub fn stop(&mut self) {
         self.shared.queue.lock().stop = true;
@@ -115,8 +123,11 @@ fn run(mut writer: Box<dyn LogWriter>, shared: &Shared) {
     let mut housekeeping = Some(Duration::ZERO);
     loop {
         let (tasks, stop) = next_tasks(shared, housekeeping);
+        *shared.busy_since.lock() = Some(Instant::now());
         let outcome = if tasks.is_empty() { Ok(()) } else { write(writer.as_mut(), tasks, shared) };
-        match outcome.and_then(|()| writer.maintain()) {
+        let outcome = outcome.and_then(|()| writer.maintain());
+        *shared.busy_since.lock() = None;
+        match outcome {
             Ok(next) => housekeeping = next,
             // A failed write or fsync left the disk in an unknown state: nothing is answered any more, not even what
             // comes next and might succeed (design decision 3).

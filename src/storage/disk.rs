@@ -20,13 +20,13 @@
 //!
 //! # What raft-engine does wrong, and where that is dealt with
 //!
-//! 1. It acknowledges after a failed fsync: one thread writes, `catch_unwind` is round every call, and the first failure
+//! 1. It acknowledges after a failed fsync, or panics: it is told of none. One thread writes, and the first failure
 //!    freezes the files and stops the writer for good; the engine is then forgotten, never dropped (`disk/store.rs`).
 //! 2. After a full disk and further writes its directory never opens again: frozen files take no further writes
 //!    (`disk/files.rs`).
 //! 3. It cuts the tail at damage without a word: the guard and the sequence number refuse that (`disk/guard.rs`). What
-//!    remains: damage of what was synced after the guard was last written, about 100 ms, is taken for the torn end of
-//!    the log. A kill loses nothing; power loss loses nothing that a disk which obeys fsync was given.
+//!    remains: damage of what was synced after the guard was last written (100 ms, or ten times what writing the guard
+//!    takes, if that is longer) is taken for the torn end of the log. A kill loses nothing; power loss loses nothing that a disk which obeys fsync was given.
 //! 4. A missing file in the middle drops everything before it: files are counted before the engine sees them, and each
 //!    group's bounds are compared with what it recovered.
 //! 5. A gap is accepted, and then no reopening succeeds: `GroupState::apply` refuses it before the write.

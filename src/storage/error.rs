@@ -31,6 +31,12 @@ pub enum StorageError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// A file stands where the data directory, or one above it, should be.
+    #[error("{} is a file, and a data directory is wanted there: choose another data_dir, or move the file away", path.display())]
+    NotADirectory {
+        /// The file.
+        path: PathBuf,
+    },
     /// Somebody else has the directory open.
     #[error(
         "the data directory {} is used by another node, or by one of this process that stopped at a disk error: give \

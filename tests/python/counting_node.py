@@ -86,6 +86,7 @@ class Replica:
             "stop": self._stop_load,
             "propose": self._propose_some,
             "report": self._report,
+            "status": self._status_now,
             "commits": self._commits,
             "block": self._block,
             "close": self._close,
@@ -119,8 +120,11 @@ class Replica:
         say({"ask": ask, **answer})
 
     async def _watch_leadership(self) -> None:
-        async for newest in self._node.leadership():
-            say({"event": "leadership", "term": newest.term, "leader": newest.leader})
+        try:
+            async for newest in self._node.leadership():
+                say({"event": "leadership", "term": newest.term, "leader": newest.leader})
+        except aioraft.FatalError as error:
+            say({"event": "stopped", "message": str(error)})
 
     async def _ready(self) -> None:
         await self._node.ready()
@@ -187,6 +191,9 @@ class Replica:
             "last_index": self._machine.last_index,
             "status": self._status(),
         }
+
+    async def _status_now(self) -> dict[str, Any]:
+        return self._status()
 
     def _status(self) -> dict[str, Any]:
         return dataclasses.asdict(self._node.status())

@@ -64,6 +64,7 @@ class Process:
         self.starts = 0
         self.leaderships: list[aioraft.Leadership] = []
         self.is_blocking = False
+        self.stopped: str | None = None
         self.log = folder / f"node-{number}.log"
         self._cluster = cluster
         self._settings = settings | {
@@ -78,6 +79,11 @@ class Process:
         self._may_end = False
 
     @property
+    def address(self) -> tuple[str, int]:
+        host, port = self._settings["members"][self.number].rsplit(":", 1)
+        return host, int(port)
+
+    @property
     def is_running(self) -> bool:
         return self._process is not None
 
@@ -86,6 +92,7 @@ class Process:
         self.starts += 1
         self.incarnation = f"{self.number}.{self.starts}"
         self.leaderships = []
+        self.stopped = None
         self._may_end = False
         self._settings |= {"incarnation": self.incarnation, "seed": f"{self._cluster.seed} {self.incarnation}"}
         with self.log.open("ab") as log:
@@ -161,6 +168,10 @@ class Process:
             self._listening.result()
             raise AssertionError(f"node {self.number} ended by itself; {self._tail()}")
 
+    def said(self, text: str) -> bool:
+        """Whether its log holds `text`."""
+        return text in self.log.read_text(errors="replace")
+
     def faults(self) -> list[str]:
         return [line for line in self.log.read_text(errors="replace").splitlines() if FAULT.search(line)]
 
@@ -179,6 +190,8 @@ class Process:
                         self._cluster.progress[self.number] += len(message["fates"])
                     case "leadership":
                         self.leaderships.append(aioraft.Leadership(message["term"], message["leader"]))
+                    case "stopped":
+                        self.stopped = message["message"]
                     case "blocking":
                         self.is_blocking = True
                     case _:
@@ -244,21 +257,22 @@ class Processes:
         )
 
     async def leader(self, *, after_term: int = 0) -> Process:
-        """Wait until all that run name the same leader, in a term after `after_term`, and that leader runs."""
+        """Wait until all that run and have not stopped name the same leader, one of them, in a term after `after_term`."""
         await self.until(lambda: self._leader(after_term) is not None, f"a leader after term {after_term}")
         leader = self._leader(after_term)
         assert leader is not None
         return leader
 
     def _leader(self, after_term: int) -> Process | None:
-        newest = {process.leaderships[-1] if process.leaderships else None for process in self.running}
+        nodes = [process for process in self.running if process.stopped is None]
+        newest = {process.leaderships[-1] if process.leaderships else None for process in nodes}
         if len(newest) != 1:
             return None
         (leadership,) = newest
         if leadership is None or leadership.leader is None or leadership.term <= after_term:
             return None
         leader = self.all[leadership.leader - 1]
-        return leader if leader.is_running else None
+        return leader if leader in nodes else None
 
     async def stop_load(self) -> None:
         """Stop proposing everywhere; every command of a process that lives must have been acknowledged."""

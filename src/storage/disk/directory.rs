@@ -134,6 +134,10 @@ pub(super) fn sync(dir: &Path) -> Result<(), StorageError> {
 
 /// Creates a directory, with those above it, and makes their entries durable.
 pub(super) fn create(dir: &Path) -> Result<(), StorageError> {
+    // Of a path below a file, the system says only that it is not there.
+    if let Some(file) = dir.ancestors().find(|path| path.exists()).filter(|path| !path.is_dir()) {
+        return Err(StorageError::NotADirectory { path: file.to_path_buf() });
+    }
     let missing: Vec<&Path> = dir.ancestors().take_while(|path| *path == dir || !path.exists()).collect();
     fs::create_dir_all(dir).map_err(|error| StorageError::io(dir, "create", error))?;
     for path in missing {
@@ -187,8 +191,8 @@ pub(super) fn lock(dir: &Path) -> Result<File, StorageError> {
 
 /// Whether the directory has a format yet; one that this build does not read is an error.
 pub(super) fn has_format(path: &Path) -> Result<bool, StorageError> {
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
+    let text = match fs::read(path) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(StorageError::io(path, "read", error)),
     };
@@ -197,7 +201,10 @@ pub(super) fn has_format(path: &Path) -> Result<bool, StorageError> {
         Some(found) if found > FORMAT => {
             Err(StorageError::NewerFormat { path: path.to_path_buf(), found, supported: FORMAT })
         }
-        _ => Err(StorageError::damaged(path, format!("it should say '{FORMAT_WORDS}{FORMAT}'"))),
+        _ => {
+            let found: String = text.chars().take(2 * FORMAT_WORDS.len()).collect();
+            Err(StorageError::damaged(path, format!("it should say '{FORMAT_WORDS}{FORMAT}', and says {found:?}")))
+        }
     }
 }
 

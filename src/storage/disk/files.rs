@@ -11,6 +11,7 @@
 //! - **The guard knows first.** Before a file is deleted, the tail guard says durably that it may be missing, and how
 //!   much of the rewrite queue holds what the deleted file held.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -22,9 +23,19 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use raft_engine::env::{FileSystem, Handle, Permission, WriteExt};
 
-use super::directory::{parse_name, Queue};
+use super::directory::{file_name, parse_name, Queue};
 use super::guard::GuardFile;
 use crate::storage::StorageError;
+
+thread_local! {
+    /// The file that this thread read from last.
+    static LAST_READ: Cell<Option<(Queue, u64)>> = const { Cell::new(None) };
+}
+
+/// The name of the file that this thread read from last: raft-engine's errors do not say which one is damaged.
+pub(super) fn last_read() -> Option<String> {
+    LAST_READ.get().map(|(queue, number)| file_name(queue, number))
+}
 
 /// What may be done to the files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,9 +45,6 @@ enum Phase {
     Opening,
     /// Changes are made.
     Live,
-    /// As `Live`, but a failed sync is only noted: raft-engine panics at it, and a second panic while the first one
-    /// still unwinds through its destructors would abort the process.
-    Closing,
     /// Changes fail.
     Frozen,
 }
@@ -197,13 +205,6 @@ impl LogFiles {
         self.0.phase() == Phase::Frozen
     }
 
-    /// The log is about to be closed.
-    pub fn start_closing(&self) {
-        if self.0.phase() == Phase::Live {
-            self.set(Phase::Closing);
-        }
-    }
-
     /// The first failure, once.
     pub fn take_failure(&self) -> Option<StorageError> {
         self.0.failure.lock().take()
@@ -239,7 +240,6 @@ impl Shared {
         match self.phase.load(Ordering::Acquire) {
             0 => Phase::Opening,
             1 => Phase::Live,
-            2 => Phase::Closing,
             _ => Phase::Frozen,
         }
     }
@@ -252,12 +252,14 @@ impl Shared {
     fn update_guard(&self, change: impl FnOnce(&mut super::guard::Guard)) -> Result<(), StorageError> {
         let sequence = self.synced.load(Ordering::Acquire);
         let (rewrite_last, rewrite_bytes) = *self.rewrite_synced.lock();
-        self.guard.lock().update(|guard| {
+        let updated = self.guard.lock().update(|guard| {
             guard.sequence = guard.sequence.max(sequence);
             guard.rewrite_last = rewrite_last;
             guard.rewrite_bytes = rewrite_bytes;
             change(guard);
-        })
+        });
+        // The disk that failed is the log's.
+        updated.inspect_err(|_| self.phase.store(Phase::Frozen as u8, Ordering::Release))
     }
 
     /// Makes a change to a path, unless an earlier one failed.
@@ -322,10 +324,11 @@ impl Inner {
         Ok(())
     }
 
-    fn sync(&self) -> io::Result<()> {
-        let phase = self.shared.phase();
-        if phase == Phase::Opening {
-            return Ok(());
+    /// Fails never: raft-engine panics at a failed sync, with a stack trace on standard error, and when it closes a
+    /// second panic would abort the process. The failure freezes the files, and `Store::change` reports it.
+    fn sync(&self) {
+        if self.shared.phase() == Phase::Opening {
+            return;
         }
         // What a file held before the sync is durable after it.
         let written = self.name.map(|name| (name, self.shared.written.lock().get(&name).copied().unwrap_or(0)));
@@ -339,10 +342,6 @@ impl Inner {
                 *self.shared.rewrite_synced.lock() = (number, bytes);
             }
         }
-        if phase == Phase::Closing {
-            return Ok(());
-        }
-        synced
     }
 
     /// Allocates ahead: the size of the file then changes with every few MiB only, which makes fdatasync a third faster
@@ -447,12 +446,14 @@ impl Handle for LogFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync()
+        self.0.sync();
+        Ok(())
     }
 }
 
 impl Read for Cursor {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        LAST_READ.set(self.file.name);
         let read = self.file.file.read_at(bytes, self.at)?;
         self.at += read as u64;
         Ok(read)

@@ -1,10 +1,12 @@
 //! The reading side.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use raft::eraftpb::Entry;
 use raft_engine::Error;
 
+use super::files;
 use super::store::Store;
 use super::stored::{Entries, StoredEntry};
 use crate::engine::GroupId;
@@ -80,11 +82,21 @@ impl DiskReader {
                     return Err(StorageError::Unavailable { group, index: high - 1, last });
                 }
                 Err(Error::Io(error)) => return Err(StorageError::io(&self.0.log, "read", error)),
-                Err(error) => {
-                    let detail = format!("entries {low} to {} of group {group} cannot be read ({error})", high - 1);
-                    return Err(StorageError::damaged(&self.0.log, detail));
-                }
+                Err(error) => return Err(self.unreadable(group, low..high, &error)),
             }
         }
+    }
+
+    /// Names the first entry that cannot be read, and the file that holds it.
+    fn unreadable(&self, group: GroupId, range: Range<u64>, error: &Error) -> StorageError {
+        let Range { start, end } = range;
+        for index in start..end {
+            if let Err(error) = self.0.read(|engine| engine.get_entry::<Entries>(group, index)) {
+                let file = files::last_read().map_or_else(|| self.0.log.clone(), |name| self.0.log.join(name));
+                return StorageError::damaged(file, format!("entry {index} of group {group} cannot be read ({error})"));
+            }
+        }
+        let detail = format!("entries {start} to {} of group {group} cannot be read ({error})", end - 1);
+        StorageError::damaged(&self.0.log, detail)
     }
 }

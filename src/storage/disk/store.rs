@@ -96,7 +96,6 @@ impl Drop for Store {
             std::mem::forget(self.lock.take());
             return;
         }
-        self.files.start_closing();
         let engine = self.engine.take();
         let _ = caught(|| {
             drop(engine);

@@ -102,10 +102,27 @@ fn a_newer_format_is_refused() {
     fs::write(dir.path().join("FORMAT"), "aioraft data directory, format 2\n").unwrap();
     let error = error_of(dir.path());
     assert!(matches!(error, StorageError::NewerFormat { found: 2, supported: 1, .. }), "{error}");
-    fs::write(dir.path().join("FORMAT"), "something else").unwrap();
-    assert!(matches!(error_of(dir.path()), StorageError::Damaged { .. }));
+    for other in [&b"something else"[..], b"aioraft\xa0data directory, format 1", b""] {
+        fs::write(dir.path().join("FORMAT"), other).unwrap();
+        let error = error_of(dir.path());
+        assert!(matches!(error, StorageError::Damaged { .. }), "{error}");
+        assert!(error.to_string().contains("should say 'aioraft data directory, format 1', and says \""), "{error}");
+    }
     fs::remove_file(dir.path().join("FORMAT")).unwrap();
     assert!(matches!(error_of(dir.path()), StorageError::Damaged { .. }));
+}
+
+#[test]
+fn a_file_in_the_place_of_the_directory_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("data");
+    fs::write(&file, "").unwrap();
+    for data_dir in [file.clone(), file.join("deeper/still")] {
+        match error_of(&data_dir) {
+            StorageError::NotADirectory { path } => assert_eq!(path, file),
+            error => panic!("{error}"),
+        }
+    }
 }
 
 #[test]
@@ -153,6 +170,30 @@ fn defect_1_a_failed_fsync_stops_the_log_for_good() {
         assert!(matches!(error_of(dir.path()), StorageError::Locked { .. }));
         assert!(last_of(&opened(copy.path()).2, 1) >= 4 + good);
     }
+}
+
+/// It would write a stack trace to standard error, as if aioraft had a bug.
+#[test]
+fn defect_1_a_failed_disk_makes_nothing_panic() {
+    thread_local!(static PANICS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) });
+    let others = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        PANICS.set(PANICS.get() + 1);
+        others(info);
+    }));
+    for faults in [
+        Faults { syncs_left: Some(0), ..Default::default() },
+        Faults { bytes_left: Some(0), ..Default::default() },
+        Faults { bytes_left: Some(64 << 10), ..Default::default() },
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut writer, reader, _) = opened(dir.path());
+        writer.store.files.set_faults(faults);
+        let failed = (1..).step_by(3).find(|next| writer.write(batch([entries(1, *next..next + 3, 1, 700)])).is_err());
+        assert!(failed.is_some());
+        drop((writer, reader));
+    }
+    assert_eq!(PANICS.get(), 0);
 }
 
 #[test]
@@ -278,6 +319,30 @@ fn defect_3_a_flipped_bit_is_never_a_silent_loss() {
         flipped[at] ^= 1 << (at % 8);
         fs::write(newest(copy.path()), flipped).unwrap();
         opens_whole_or_not_at_all(copy.path(), 10);
+    }
+}
+
+#[test]
+fn an_entry_that_cannot_be_read_is_named_with_its_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut writer, reader, _) = opened(dir.path());
+    for index in 1..200 {
+        writer.write(Batch { sync: false, ..batch([entries(1, index..index + 1, 1, 1000)]) }).unwrap();
+    }
+    drop((writer, reader));
+    let path = dir.path().join("log").join(file_name(Queue::Append, 2));
+    let mut bytes = fs::read(&path).unwrap();
+    // In the middle of what the first batch of this file holds.
+    bytes[500] ^= 1;
+    let first = u64::from(bytes[600]);
+    fs::write(&path, bytes).unwrap();
+    let (_writer, reader, _) = opened(dir.path());
+    match reader.entries(1, 1, 200, u64::MAX) {
+        Err(StorageError::Damaged { path: named, detail }) => {
+            assert_eq!(named, path);
+            assert!(detail.starts_with(&format!("entry {first} of group 1 cannot be read (")), "{detail}");
+        }
+        other => panic!("{other:?}"),
     }
 }
 
