@@ -577,8 +577,10 @@ def test_a_core_with_calls_in_flight_is_collected_with_its_loop(kind: str) -> No
     with asyncio.Runner(loop_factory=LOOPS[kind]) as runner:
         core = runner.run(main())
     del runner
-    gc.collect()
-    assert core() is None
+    end = time.monotonic() + DEADLINE
+    while core() is not None:  # a thread that was just waking the loop may hold it for a moment
+        assert time.monotonic() < end
+        gc.collect()
     if sys.platform == "linux":
         wait_without_threads()
 
@@ -591,14 +593,12 @@ async def test_closing_gives_back_threads_and_descriptors() -> None:
         assert any(name.startswith("aioraft-echo") for name in driver_threads())
         await core.propose(b"x", None)
         await core.close(0)
-        assert not any(name.startswith("aioraft-echo") for name in driver_threads())
+        wait_without_threads()  # no event of the loop is needed for that any more
 
     await live()
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         await live()
-    gc.collect()
-    await asyncio.to_thread(wait_without_threads)
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= before
