@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use pyo3::exceptions::PyNotImplementedError;
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
 use super::core::Core;
 use super::errors::{self, FatalError};
@@ -54,11 +55,25 @@ impl Core {
 
     /// This node stops by itself: every call fails now, and the driver is told to end.
     pub(super) fn give_up(&self, py: Python<'_>, message: String, cause: Option<PyErr>) {
+        self.say(py, &message, cause.as_ref());
         self.fail_all(py, Some((message, cause)));
         self.ask_to_close(Duration::ZERO);
         let mut state = self.state.lock();
         if state.phase == Phase::Running {
             state.phase = Phase::Closing;
+        }
+    }
+
+    /// A node that stops by itself says so, whether or not somebody waits for it.
+    fn say(&self, py: Python<'_>, message: &str, cause: Option<&PyErr>) {
+        let said = py.import("logging").and_then(|logging| {
+            let keywords = PyDict::new(py);
+            keywords.set_item("exc_info", cause.map(|cause| cause.value(py)))?;
+            let logger = logging.call_method1("getLogger", ("aioraft.node",))?;
+            logger.call_method("error", ("node %d has stopped: %s", self.node_id, message), Some(&keywords))
+        });
+        if let Err(error) = said {
+            error.write_unraisable(py, None);
         }
     }
 

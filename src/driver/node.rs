@@ -19,7 +19,7 @@ use super::persister::{Persister, Task};
 use super::port::{Completion, InboxBatch, PeerStatus, Port, Proposal, Request, Status};
 use super::start::{self, StartError, Started};
 use crate::engine::formation::{Formation, Report, Stage};
-use crate::engine::{Effect, Engine, Fault, NodeId, Now, Reader, Rejection, APPLICATION_GROUP};
+use crate::engine::{Effect, Engine, Fault, NodeId, Now, Reader, Refused, Rejection, APPLICATION_GROUP};
 use crate::storage::{Figures, StorageError};
 use crate::transport::{self, Event, Events, Network};
 
@@ -81,6 +81,7 @@ struct Node {
     more: bool,
     closing: Option<Instant>,
     warned_slow: Option<Instant>,
+    warned_dropped: BTreeMap<NodeId, (Instant, Refused)>,
     warned_unformed: Instant,
 }
 
@@ -120,6 +121,7 @@ impl Node {
             more: false,
             closing: None,
             warned_slow: None,
+            warned_dropped: BTreeMap::new(),
             warned_unformed: now,
             options,
         };
@@ -247,6 +249,7 @@ impl Node {
             Event::Up { peer, hello, .. } => {
                 tracing::info!(peer, "connected to node {peer}");
                 self.engine.handle_route(peer);
+                self.follow_address(peer, &hello.advertise);
                 self.meet(peer, &hello.formation);
             }
             Event::Routed { peer, lost, .. } => {
@@ -265,7 +268,7 @@ impl Node {
                 for message in messages {
                     let kind = message.msg_type;
                     if let Err(refused) = self.engine.handle_message(from, message) {
-                        tracing::warn!(peer = from, kind, "a message of node {from} was dropped: {refused}");
+                        self.say_dropped(from, kind, &refused);
                     }
                 }
             }
@@ -283,6 +286,24 @@ impl Node {
             }
             // The network has logged it; a message before the cluster is formed is early, not wrong.
             Event::Refused { .. } | Event::Raft { .. } => {}
+        }
+    }
+
+    /// A peer that goes on and on is named once in a while.
+    fn say_dropped(&mut self, peer: NodeId, kind: i32, refused: &Refused) {
+        let said = self.warned_dropped.get(&peer);
+        if said.is_none_or(|(at, reason)| reason != refused || at.elapsed() > WARN_EVERY) {
+            self.warned_dropped.insert(peer, (Instant::now(), *refused));
+            tracing::warn!(peer, kind, group = APPLICATION_GROUP, "messages of node {peer} are dropped: {refused}");
+        }
+    }
+
+    /// A peer knows best where it can be dialled; what `members` says is where to find it first (design decision 11).
+    fn follow_address(&mut self, peer: NodeId, advertised: &str) {
+        let known = self.network.address_of(peer);
+        if !advertised.is_empty() && known.as_deref() != Some(advertised) {
+            tracing::info!(peer, "node {peer} is reached at {advertised} from now on");
+            self.network.set_peer(peer, advertised);
         }
     }
 

@@ -339,3 +339,23 @@ fn all_that_may_be_on_its_way_to_a_peer_fits_a_connection() {
         assert!(network.frame_bytes_max > 3 * entry.max(message) as usize);
     }
 }
+
+#[test]
+fn a_node_is_dialled_where_it_advertises_itself() {
+    let (sockets, mut members) = sockets(2);
+    let actual = members[&2].clone();
+    // Nobody listens where node 1 is told to find node 2, which dials node 1 and says where it really is.
+    members.insert(2, TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string());
+    let mut sockets = sockets.into_iter().map(Listen::Socket);
+    let mut one = Host::start(options(1, &members, sockets.next().unwrap(), None));
+    let advertise = Some(actual.clone());
+    let two = Options { advertise, ..options(2, &members, sockets.next().unwrap(), None) };
+    let mut two = Host::start(two);
+    one.until("leads", |host| host.leadership.leading_from.is_some());
+    let shown = |host: &Host| host.spawned.port.status.lock().peers[0].address.clone();
+    one.propose(1, b"x");
+    one.until("resolved", |host| host.resolved.len() == 1);
+    assert_eq!(shown(&one), actual);
+    two.until("applied", |host| host.applied.len() == 1);
+    assert_eq!(shown(&two), members[&1]);
+}
