@@ -41,7 +41,7 @@ use crate::driver::port::{now_ns, Port, Proposal, Request};
 #[pyclass(frozen, weakref, module = "aioraft._core")]
 pub struct Core {
     pub(super) owner: Owner,
-    node_id: u64,
+    pub(super) node_id: u64,
     is_echo: bool,
     running_loop: Py<PyAny>,
     pub(super) settings: Settings,
