@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use pyo3::exceptions::PyException;
 use pyo3::exceptions::PyNotImplementedError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -66,6 +67,10 @@ impl Core {
 
     /// A node that stops by itself says so, whether or not somebody waits for it.
     fn say(&self, py: Python<'_>, message: &str, cause: Option<&PyErr>) {
+        // Ctrl-C and exits are the application's own, and pass on to its loop.
+        if cause.is_some_and(|cause| !cause.is_instance_of::<PyException>(py)) {
+            return;
+        }
         let said = py.import("logging").and_then(|logging| {
             let keywords = PyDict::new(py);
             keywords.set_item("exc_info", cause.map(|cause| cause.value(py)))?;

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 
 import pytest
-from machines import Adder
 
 import aioraft
 from aioraft.testing import Cluster
+from machines import Adder
 
 
 @pytest.mark.asyncio
