@@ -8,7 +8,7 @@ export PROTOC := $(CURDIR)/$(BIN)/protoc
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python verify fix bench stubs audit build venv wheel clean
+.PHONY: help demo test test-rust test-python test-slow-disk verify fix bench stubs audit build venv wheel clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -27,6 +27,9 @@ test-rust: venv
 
 test-python: build
 	$(BIN)/python -m pytest $(ARGS)
+
+test-slow-disk: build ## Fsyncs of five seconds, on a quiet machine
+	AIORAFT_SLOW_DISK=1 $(BIN)/python -m pytest tests/python/test_disk_faults.py -k slow_disk
 
 verify: build ## Formats, lints, types and stubs; changes nothing
 	cargo fmt --check
