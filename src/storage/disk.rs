@@ -37,7 +37,10 @@
 //!    never empty, for it carries its sequence number.
 //! 10. A flipped bit in a file's header makes it allocate until the process aborts: headers are compared before the
 //!     engine sees the files (`disk/directory.rs`).
+//! 11. When it opens a log it checks the end of each batch, but not the entries before it: a batch that power loss has
+//!     torn in its middle is found later, when it is read. It is looked for in the newest file (`disk/batches.rs`).
 
+mod batches;
 mod directory;
 mod files;
 mod guard;
@@ -137,6 +140,7 @@ fn open_with(dir: &Path, options: Options) -> Result<(DiskWriter, DiskReader, Fo
     directory::create(&log)?;
 
     let files = LogFiles::new(Arc::new(Mutex::new(guard)));
+    cut_torn_batches(&log, &listing, &files)?;
     let engine = open_engine(&log, &files, options)?;
     let store = Store::new(engine, lock, files, &log);
     let found = check(&store, &listing, known)?;
@@ -161,6 +165,19 @@ fn open_guard(path: &Path, has_format: bool, listing: &Listing) -> Result<GuardF
         None if has_format || !listing.is_empty() => Err(StorageError::MissingGuard { path: path.to_path_buf() }),
         None => GuardFile::create(path),
     }
+}
+
+/// Only the newest file of a queue can hold what no fsync has covered.
+fn cut_torn_batches(log: &Path, listing: &Listing, files: &LogFiles) -> Result<(), StorageError> {
+    for queue in [Queue::Append, Queue::Rewrite] {
+        let Some(&number) = listing.of(queue).last() else { continue };
+        let path = log.join(directory::file_name(queue, number));
+        let torn = batches::first_torn(&path, directory::HEADER.len() as u64);
+        if let Some(bytes) = torn.map_err(|error| StorageError::io(&path, "read", error))? {
+            files.cut_before_opening(queue, number, bytes);
+        }
+    }
+    Ok(())
 }
 
 fn open_engine(log: &Path, files: &LogFiles, options: Options) -> Result<Engine<LogFiles>, StorageError> {

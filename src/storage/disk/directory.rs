@@ -122,7 +122,7 @@ thread_local! {
 }
 
 /// What each file of raft-engine's begins with: its magic, its version (2) and its alignment (0), both big-endian.
-const HEADER: &[u8; 69] = b"RAFT-LOG-FILE-HEADER-9986AB3E47F320B394C8E84916EB0ED5\
+pub(super) const HEADER: &[u8; 69] = b"RAFT-LOG-FILE-HEADER-9986AB3E47F320B394C8E84916EB0ED5\
     \0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\0";
 
 /// Makes entries of a directory durable.

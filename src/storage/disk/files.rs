@@ -65,6 +65,8 @@ struct Shared {
     noted: Mutex<Vec<Arc<Inner>>>,
     /// The file of the rewrite queue that was synced last, and how much of it.
     rewrite_synced: Mutex<(u64, u64)>,
+    /// Files with a torn batch: where it begins, and whether the cut was noted.
+    torn: Mutex<BTreeMap<(Queue, u64), (u64, bool)>>,
     #[cfg(test)]
     faults: Mutex<Faults>,
 }
@@ -124,9 +126,15 @@ impl LogFiles {
             guard,
             written: Mutex::new(BTreeMap::new()),
             noted: Mutex::new(Vec::new()),
+            torn: Mutex::new(BTreeMap::new()),
             #[cfg(test)]
             faults: Mutex::default(),
         }))
+    }
+
+    /// A file is opened as if it ended here.
+    pub fn cut_before_opening(&self, queue: Queue, number: u64, bytes: u64) {
+        self.0.torn.lock().insert((queue, number), (bytes, false));
     }
 
     /// Where recovery wants to cut.
@@ -231,7 +239,11 @@ impl LogFiles {
             noted: Mutex::new(Vec::new()),
         };
         inner.set_written(size);
-        Ok(LogFile(Arc::new(inner)))
+        let inner = Arc::new(inner);
+        if let Some((bytes, noted)) = inner.name.and_then(|name| self.0.torn.lock().get(&name).copied()) {
+            inner.open_cut(bytes, noted);
+        }
+        Ok(LogFile(inner))
     }
 }
 
@@ -298,6 +310,22 @@ impl Inner {
     fn set_written(&self, bytes: u64) {
         if let Some(name) = self.name {
             self.shared.written.lock().insert(name, bytes);
+        }
+    }
+
+    /// Shows raft-engine a torn file as if it ended at `bytes`; the cut is made once.
+    fn open_cut(self: &Arc<Self>, bytes: u64, noted: bool) {
+        if self.shared.phase() != Phase::Opening {
+            return;
+        }
+        self.size.store(bytes, Ordering::Release);
+        self.set_written(bytes);
+        if !noted {
+            self.note(|| Noted::Truncate(bytes));
+            let mut torn = self.shared.torn.lock();
+            if let Some((_, noted)) = self.name.and_then(|name| torn.get_mut(&name)) {
+                *noted = true;
+            }
         }
     }
 
