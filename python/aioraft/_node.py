@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, cast, overl
 
 from ._commits import Commits
 from ._config import Config
-from ._core import Core
+from ._core import Core, Faults
 from ._errors import (
     ConfigError,
     FatalError,
@@ -124,6 +124,7 @@ class Node(Generic[R]):
         self._address: str | None = None
         self._closing = False
         self._closed: asyncio.Future[None] | None = None
+        self._faults: Faults | None = None  # put in by aioraft.testing
         claim(state_machine)  # last, so that a refused argument leaves it free
         self._state_machine = state_machine
 
@@ -172,6 +173,7 @@ class Node(Generic[R]):
             config=self._config,
             state_machine=self._state_machine,
             batch=has_batch(self._state_machine),
+            faults=self._faults,
         )
         self._running = core
         try:

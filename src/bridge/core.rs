@@ -13,6 +13,7 @@ use pyo3::PyTraverseError;
 use super::bell::{Bell, Rope};
 use super::entry::Entry;
 use super::errors::{FatalError, NodeClosedError, RaftError, ReentrantCallError, WrongLoopError};
+use super::faults::Faults;
 use super::futures::Futures;
 use super::hints::{Data, EventLoop, Figures, FutureOf, Items, Nothing};
 use super::latch::View;
@@ -71,7 +72,7 @@ impl Core {
     #[pyo3(signature = (
         *, r#loop, node_id: "int", members: "dict[int, str]", cluster: "str",
         data_dir: "str | None", listen: "str | int", advertise: "str | None", config,
-        state_machine, batch: "bool" = false, echo: "bool" = false
+        state_machine, batch: "bool" = false, echo: "bool" = false, faults: "Faults | None" = None
     ))]
     #[allow(clippy::too_many_arguments)] // all of them by name
     fn new(
@@ -86,6 +87,7 @@ impl Core {
         state_machine: &Bound<'_, PyAny>,
         batch: bool,
         echo: bool,
+        faults: Option<PyRef<'_, Faults>>,
     ) -> PyResult<Self> {
         let event_loop = r#loop.0;
         let py = event_loop.py();
@@ -102,6 +104,7 @@ impl Core {
             tuning: settings.tuning.clone(),
             logger: slog::Logger::root(RaftDrain(Arc::clone(&logs)), slog::o!()),
             dispatch: tracing::Dispatch::new(Subscriber(Arc::clone(&logs))),
+            faults: faults.map(|faults| faults.0.clone()),
         };
         Ok(Self {
             owner: Owner::current(),

@@ -12,6 +12,7 @@
 //! | [`bell`] | wakes the loop: an eventfd that it watches, or a thread that calls `call_soon_threadsafe` |
 //! | [`owner`] | tells whether a call comes from the thread and process that a node belongs to |
 //! | [`entry`] | `Entry` |
+//! | [`faults`] | faults put in on purpose, for tests |
 //! | [`settings`], [`listen_at`], [`payload`], [`status`], [`errors`] | conversions |
 //! | [`hints`] | what the type stubs say |
 //! | [`logging`] | tracing and slog events on their way to Python's `logging` |
@@ -35,6 +36,8 @@ pub mod echo;
 pub mod entry;
 #[cfg(feature = "python")]
 pub mod errors;
+#[cfg(feature = "python")]
+pub mod faults;
 #[cfg(feature = "python")]
 pub mod futures;
 #[cfg(feature = "python")]
@@ -73,6 +76,8 @@ pub mod _core {
     use super::core::Core;
     #[pymodule_export]
     use super::entry::Entry;
+    #[pymodule_export]
+    use super::faults::Faults;
 
     #[pymodule_init]
     fn init(py: Python<'_>) -> PyResult<()> {

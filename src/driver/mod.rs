@@ -2,6 +2,7 @@
 //!
 //! | file | what it is |
 //! |---|---|
+//! | [`faults`] | faults put in on purpose, for tests |
 //! | [`port`] | the two queues between the driver and the application beside it |
 //! | [`options`] | what a node is started with |
 //! | `start` | from options to a node that listens |
@@ -12,6 +13,7 @@
 //! | [`clock`] | the only place where clocks are read |
 
 pub mod clock;
+pub mod faults;
 mod gate;
 mod identity;
 mod node;

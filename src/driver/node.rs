@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::clock;
+use super::faults::Arrivals;
 use super::gate::{Gate, Members};
 use super::identity::NodeRecord;
 use super::options::Options;
@@ -39,6 +40,8 @@ enum Stop {
     Storage(#[from] StorageError),
     #[error("this node cannot go on: {0}")]
     Fault(#[from] Fault),
+    #[error("the test that this node runs in has crashed it")]
+    Crashed,
     #[error("the consensus engine panicked, so this node stops and leaves its log as it is; please report this: {0}")]
     Panic(String),
 }
@@ -64,6 +67,8 @@ struct Node {
     persister: Persister,
     network: Network,
     events: Events,
+    /// Faults put in on purpose, by tests.
+    arrivals: Option<Arrivals>,
     members: Rc<RefCell<Members>>,
     port: Port,
     wake: Arc<Notify>,
@@ -107,6 +112,7 @@ impl Node {
             persister,
             network,
             events,
+            arrivals: options.faults.clone().map(|faults| Arrivals::new(faults, options.id)),
             members,
             port,
             wake,
@@ -139,7 +145,12 @@ impl Node {
             match catch_unwind(AssertUnwindSafe(|| self.round())) {
                 Ok(Ok(ControlFlow::Continue(()))) => self.wait().await,
                 Ok(Ok(ControlFlow::Break(()))) => break None,
-                Ok(Err(stop)) => break Some(stop.to_string()),
+                Ok(Err(stop)) => {
+                    if matches!(stop, Stop::Crashed) {
+                        self.tasks.clear();
+                    }
+                    break Some(stop.to_string());
+                }
                 Err(panic) => break Some(Stop::Panic(self.panic_text(panic.as_ref())).to_string()),
             }
         };
@@ -168,6 +179,9 @@ impl Node {
         if let Some(deadline) = Instant::now().checked_add(deadline) {
             until = until.min(deadline);
         }
+        if let Some(late) = self.arrivals.as_ref().and_then(Arrivals::next) {
+            until = until.min(late);
+        }
         tokio::select! {
             biased;
             () = self.wake.notified() => {}
@@ -179,6 +193,9 @@ impl Node {
 
     /// One turn: take in all that happened, let the engine work, run its effects, write once to everybody.
     fn round(&mut self) -> Result<ControlFlow<()>, Stop> {
+        if self.options.faults.as_ref().is_some_and(|faults| faults.crashes(self.id)) {
+            return Err(Stop::Crashed);
+        }
         self.take_answers()?;
         self.take_events();
         self.take_inbox()?;
@@ -190,11 +207,15 @@ impl Node {
         }
         self.persister.write(&mut self.tasks);
         self.network.flush();
-        self.hand_out()?;
+        if !self.application_hangs() {
+            self.hand_out()?;
+        }
         if ticked || !self.completions.is_empty() {
             self.publish_status();
         }
-        self.port.completions.push(&mut self.completions);
+        if !self.application_hangs() {
+            self.port.completions.push(&mut self.completions);
+        }
         let drained = self.closing.is_some_and(|until| !self.engine.has_pending_calls() || Instant::now() >= until);
         Ok(if drained { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     }
@@ -237,6 +258,9 @@ impl Node {
     fn take_events(&mut self) {
         let mut occurred = std::mem::take(&mut self.occurred);
         self.events.take(&mut occurred);
+        if let Some(arrivals) = &mut self.arrivals {
+            arrivals.pass(&mut occurred, Instant::now());
+        }
         for event in occurred.drain(..) {
             self.take_event(event);
         }
@@ -366,6 +390,10 @@ impl Node {
         }
         self.inbox = inbox;
         Ok(())
+    }
+
+    fn application_hangs(&self) -> bool {
+        self.options.faults.as_ref().is_some_and(|faults| faults.hangs(self.id))
     }
 
     fn tick(&mut self) -> bool {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::faults::Faults;
 use super::port::Port;
 use crate::engine::{NodeId, FORWARDED_BYTES_MAX};
 use crate::transport;
@@ -29,6 +30,8 @@ pub struct Options {
     pub logger: slog::Logger,
     /// Where everything else logs to, on the node's own threads.
     pub dispatch: tracing::Dispatch,
+    /// Faults put in on purpose, by tests.
+    pub faults: Option<Faults>,
 }
 
 /// Where to listen.

@@ -149,6 +149,7 @@ fn options(id: u64, members: &BTreeMap<u64, String>, listen: Listen, data_dir: O
         tuning: tuning(),
         logger: slog::Logger::root(slog::Discard, slog::o!()),
         dispatch: tracing::Dispatch::none(),
+        faults: None,
     }
 }
 

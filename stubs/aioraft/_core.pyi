@@ -6,7 +6,7 @@ from asyncio import AbstractEventLoop, Future
 from collections.abc import Iterable
 from typing import Any, Final, final
 
-__all__ = ["Core", "Entry"]
+__all__ = ["Core", "Entry", "Faults"]
 
 @final
 class Core:
@@ -23,7 +23,7 @@ class Core:
     With `echo` there is no Raft and no cluster: what is proposed to a single member is applied at once, and several
     members never have a majority; it is there to measure and to test the way between asyncio and the driver.
     """
-    def __new__(cls, /, *, loop: AbstractEventLoop, node_id: "int", members: "dict[int, str]", cluster: "str", data_dir: "str | None", listen: "str | int", advertise: "str | None", config: Any, state_machine: Any, batch: "bool" = False, echo: "bool" = False) -> Core: ...
+    def __new__(cls, /, *, loop: AbstractEventLoop, node_id: "int", members: "dict[int, str]", cluster: "str", data_dir: "str | None", listen: "str | int", advertise: "str | None", config: Any, state_machine: Any, batch: "bool" = False, echo: "bool" = False, faults: "Faults | None" = None) -> Core: ...
     def _drain(self, /) -> None:
         """
         Called by the loop when the driver has something to say.
@@ -175,4 +175,37 @@ class Entry:
         """
         The leader's wall clock, seconds since the Unix epoch, or None; for people: it may jump. Use `timestamp` to
         decide anything.
+        """
+
+@final
+class Faults:
+    """
+    Faults of the network between nodes of one process, put in by tests. Private: use `aioraft.testing.Cluster`.
+
+    Made once for all nodes of a cluster, and given to each `Core`. May be called from any thread.
+    """
+    def __new__(cls, /, seed: "int") -> Faults: ...
+    def crash(self, /, node: "int") -> None:
+        """
+        This node ends within a moment as if its process were killed; its calls fail with `FatalError`.
+        """
+    def cut(self, /, source: "int", target: "int", is_cut: "bool" = True) -> None:
+        """
+        Nothing arrives at node `target` from node `source` any more, or it does again; connections stay up.
+        """
+    def delay(self, /, source: "int", target: "int", seconds: "float") -> None:
+        """
+        What node `target` gets from node `source` arrives `seconds` later, in its order.
+        """
+    def drop(self, /, source: "int", target: "int", share: "float") -> None:
+        """
+        This share of the messages from node `source` to node `target`, between 0 and 1, does not arrive.
+        """
+    def hang(self, /, node: "int", hangs: "bool") -> None:
+        """
+        The application of this node hangs, or goes on: meanwhile it hears of nothing, and applies nothing.
+        """
+    def heal(self, /) -> None:
+        """
+        Every way is whole, quick and reliable again.
         """

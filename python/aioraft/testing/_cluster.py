@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pathlib
+import random
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from types import TracebackType
 from typing import Final, Generic, TypeVar
 
 from .._config import Config
-from .._errors import NodeClosedError, RaftError
+from .._core import Faults
+from .._errors import FatalError, NodeClosedError, RaftError
 from .._node import Node
 from .._state_machine import StateMachine
 
@@ -24,17 +27,24 @@ TEST_CONFIG: Final = Config(election_timeout=0.3, heartbeat_interval=0.03, close
 
 
 class Cluster(Generic[R]):
-    """`n` real nodes in this process and event loop, connected over loopback.
+    """`n` real nodes in this process and event loop, connected over loopback, and what may go wrong among them.
 
     ```python
     async with Cluster(3, Stock) as cluster:
         leader = await cluster.leader()
-        await leader.propose(b'["bolt", 5]')
+        cluster.isolate(leader.id)
+        survivor = await cluster.leader()  # another one
+        await survivor.propose(b'["bolt", 5]')
+        cluster.heal()
         await cluster.wait_agreement()
     ```
 
     `factory` is called once for each node, because each needs a state machine of its own. Ports are chosen by the
-    system. With a `data_dir` each node has a directory of its own in it; without, the logs are in memory.
+    system. With a `data_dir` each node has a directory of its own in it, and can be crashed and restarted; without, the
+    logs are in memory. `seed` decides which messages `drop` loses; None draws one (see `Cluster.seed`).
+
+    Faults of the network are those of a network that swallows packets: connections stay up, and nobody is told. All of
+    them hold until `heal`.
     """
 
     def __init__(
@@ -44,6 +54,7 @@ class Cluster(Generic[R]):
         *,
         config: Config | None = None,
         data_dir: str | os.PathLike[str] | None = None,
+        seed: int | None = None,
     ) -> None:
         """Nothing is opened before `async with`."""
         if n < 1:
@@ -52,13 +63,24 @@ class Cluster(Generic[R]):
         self._factory = factory
         self._config = TEST_CONFIG if config is None else config
         self._data_dir = None if data_dir is None else pathlib.Path(data_dir)
-        self._nodes: tuple[Node[R], ...] = ()
+        self._seed = random.getrandbits(32) if seed is None else seed
+        self._faults = Faults(self._seed)
+        self._members: dict[int, str] = {}
+        self._ports: list[socket.socket] = []
+        self._nodes: dict[int, Node[R]] = {}
         self._open = False
+
+    # Its life
 
     @property
     def nodes(self) -> tuple[Node[R], ...]:
-        """The nodes; the first has the id 1."""
-        return self._nodes
+        """The nodes, in the order of their ids, which begin with 1; those that are closed or crashed included."""
+        return tuple(self._nodes.values())
+
+    @property
+    def seed(self) -> int:
+        """What decides which messages are lost: give it to another cluster to lose the same ones."""
+        return self._seed
 
     @property
     def is_open(self) -> bool:
@@ -69,35 +91,18 @@ class Cluster(Generic[R]):
         """Start all nodes; they listen, and will elect a leader."""
         if self._nodes:
             raise RaftError("this cluster was opened before: make a new one")
-        sockets: list[socket.socket] = []
         try:
-            for _ in range(self._n):
-                sockets.append(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-                sockets[-1].bind(("127.0.0.1", 0))
-            members = {
-                number: f"127.0.0.1:{listener.getsockname()[1]}" for number, listener in enumerate(sockets, start=1)
-            }
-            self._nodes = tuple(
-                Node(
-                    id=number,
-                    members=members,
-                    data_dir=None if self._data_dir is None else self._data_dir / f"node-{number}",
-                    state_machine=self._factory(),
-                    listen=listener,
-                    cluster="aioraft.testing",
-                    config=self._config,
-                )
-                for number, listener in enumerate(sockets, start=1)
-            )
+            for number in range(1, self._n + 1):
+                self._ports.append(_reserved_port())
+                self._members[number] = f"127.0.0.1:{self._ports[-1].getsockname()[1]}"
+            for number in self._members:
+                self._nodes[number] = self._node(number)
             self._open = True
-            for node in self._nodes:
+            for node in self._nodes.values():
                 await node.start()
         except BaseException:
             await self.aclose()
             raise
-        finally:
-            for listener in sockets:
-                listener.close()
         return self
 
     async def __aexit__(
@@ -108,13 +113,125 @@ class Cluster(Generic[R]):
 
     async def aclose(self) -> None:
         """Close all nodes, those that a test has closed before included."""
-        await asyncio.gather(*(node.aclose() for node in self._nodes))
+        for number in self._nodes:
+            self._faults.hang(number, False)
+        await asyncio.gather(*(node.aclose() for node in self._nodes.values()))
+        for port in self._ports:
+            port.close()
         self._open = False
 
+    def _node(self, number: int) -> Node[R]:
+        node = Node(
+            id=number,
+            members=self._members,
+            data_dir=None if self._data_dir is None else self._data_dir / f"node-{number}",
+            state_machine=self._factory(),
+            cluster="aioraft.testing",
+            config=self._config,
+        )
+        node._faults = self._faults
+        return node
+
+    # What may go wrong
+
+    def partition(self, *groups: Iterable[int]) -> None:
+        """Let the nodes of each group hear each other only. A node that is in no group hears nobody.
+
+        It takes the place of an earlier partition, and leaves `delay` and `drop` as they are until `heal`.
+        """
+        sides = [frozenset(self._known(number) for number in group) for group in groups]
+        for source in self._nodes:
+            for target in self._nodes:
+                if source != target:
+                    self._faults.cut(source, target, not any({source, target} <= side for side in sides))
+
+    def isolate(self, number: int) -> None:
+        """Let nobody hear node `number`, and let it hear nobody."""
+        for other in self._others(number):
+            self._faults.cut(number, other)
+            self._faults.cut(other, number)
+
+    def cut(self, source: int, target: int) -> None:
+        """Let node `target` hear node `source` no more; the other way stays as it is."""
+        self._faults.cut(self._known(source), self._known(target))
+
+    def delay(self, seconds: float, *, source: int | None = None, target: int | None = None) -> None:
+        """Let messages arrive later, in their order: all of them, or those of a source, or to a target."""
+        for one, other in self._ways(source, target):
+            self._faults.delay(one, other, seconds)
+
+    def drop(self, share: float, *, source: int | None = None, target: int | None = None) -> None:
+        """Lose this share of the messages, between 0 and 1: of all of them, or of those of a source, or to a target."""
+        if not 0 <= share <= 1:
+            raise ValueError(f"drop({share}): it must be a share of all messages, between 0 and 1")
+        for one, other in self._ways(source, target):
+            self._faults.drop(one, other, share)
+
+    def heal(self) -> None:
+        """End what `partition`, `isolate`, `cut`, `delay` and `drop` began. Nodes that hang or have crashed stay so."""
+        self._faults.heal()
+
+    @contextlib.contextmanager
+    def pause_loop(self, number: int) -> Generator[None, None, None]:
+        """Let the application of node `number` hang inside the `with`, as if its event loop were blocked.
+
+        Nothing is applied there and none of its calls end, while consensus goes on.
+        """
+        self._faults.hang(self._known(number), True)
+        try:
+            yield
+        finally:
+            self._faults.hang(number, False)
+
+    async def crash(self, number: int) -> None:
+        """End node `number` as if its process were killed: what it had fsynced is all that it will know.
+
+        Its calls fail with `FatalError`. Returns when it is gone.
+        """
+        node = self._nodes[self._known(number)]
+        core = node._running
+        if core is not None and core.stopped is None:
+            self._faults.crash(number)
+            with contextlib.suppress(FatalError, NodeClosedError):
+                while True:
+                    await core.wait_leadership(core.leadership[0])
+        await node.aclose()
+
+    async def restart(self, number: int) -> Node[R]:
+        """Start node `number` again, from its data directory and with a fresh state machine, and return it.
+
+        Crash it, or close it, first. Raises `RaftError` where the logs are in memory: such a node cannot come back.
+        """
+        if self._data_dir is None:
+            raise RaftError(f"node {number} cannot come back: its log was in memory; give the cluster a data_dir")
+        await self._nodes[self._known(number)].aclose()
+        self._nodes[number] = node = self._node(number)
+        await node.start()
+        return node
+
+    def _known(self, number: int) -> int:
+        if number not in self._nodes:
+            raise ValueError(f"node {number}: this cluster has the nodes {', '.join(map(str, self._nodes))}")
+        return number
+
+    def _others(self, number: int) -> list[int]:
+        return [other for other in self._nodes if other != self._known(number)]
+
+    def _ways(self, source: int | None, target: int | None) -> list[tuple[int, int]]:
+        sources = self._nodes if source is None else [self._known(source)]
+        targets = self._nodes if target is None else [self._known(target)]
+        return [(one, other) for one in sources for other in targets if one != other]
+
+    # What to wait for
+
     async def leader(self, *, timeout: float = 10.0) -> Node[R]:
-        """Wait until a node leads and has caught up, and return it; raises TimeoutError after `timeout` seconds."""
+        """Wait until a node leads that a majority follows, and return it; raises TimeoutError after `timeout` seconds.
+
+        It has applied what was committed before its term. A node that was cut off, and does not know yet that it leads
+        no more, is not returned.
+        """
         async with asyncio.timeout(timeout):
-            return await _first([_leading(node) for node in self._nodes])
+            return await _first([_leading(node) for node in self._nodes.values()])
 
     async def wait_agreement(self, *, timeout: float = 10.0) -> int:
         """Wait until every running node has applied all that is committed, and return that index.
@@ -123,9 +240,9 @@ class Cluster(Generic[R]):
         """
         async with asyncio.timeout(timeout):
             while True:
-                barriers = (node.read_barrier(timeout=None) for node in self._nodes)
+                barriers = (node.read_barrier(timeout=None) for node in self._nodes.values())
                 ends = await asyncio.gather(*barriers, return_exceptions=True)
-                running = [node for node, end in zip(self._nodes, ends, strict=True) if _answered(end)]
+                running = [node for node, end in zip(self._nodes.values(), ends, strict=True) if _answered(end)]
                 status = [node.status() for node in running]
                 if not running:
                     raise RaftError("every node of this cluster is closed: there is no state to agree on")
@@ -134,16 +251,27 @@ class Cluster(Generic[R]):
                     return applied.pop()
 
 
+def _reserved_port() -> socket.socket:
+    """Bind a port of the system's choice, without listening: it is given to nobody else while its node is down."""
+    port = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    port.bind(("127.0.0.1", 0))
+    return port
+
+
 def _answered(end: int | BaseException) -> bool:
     """Whether a node that was asked for a barrier is one of the running ones."""
-    if isinstance(end, BaseException) and not isinstance(end, NodeClosedError):
+    if isinstance(end, BaseException) and not isinstance(end, (NodeClosedError, FatalError)):
         raise end
-    return not isinstance(end, NodeClosedError)
+    return not isinstance(end, BaseException)
 
 
 async def _leading(node: Node[R]) -> Node[R]:
-    async for _ in node.leading():
-        return node
+    with contextlib.suppress(NodeClosedError, FatalError):
+        async for term in node.leading():
+            async with term:
+                await node.read_barrier(timeout=None)  # a majority answers
+                return node
     # A closed node leads no more; let the others answer.
     never: asyncio.Future[Node[R]] = asyncio.get_running_loop().create_future()
     return await never

@@ -37,6 +37,7 @@ class RaftCluster(Protocol):
         *,
         config: Config | None = None,
         data_dir: str | os.PathLike[str] | None = None,
+        seed: int | None = None,
     ) -> Cluster[R]:
         """Make a cluster, to be opened with `async with`."""
         ...
@@ -53,8 +54,9 @@ def raft_cluster() -> Iterator[RaftCluster]:
         *,
         config: Config | None = None,
         data_dir: str | os.PathLike[str] | None = None,
+        seed: int | None = None,
     ) -> Cluster[R]:
-        cluster = Cluster(n, factory, config=config, data_dir=data_dir)
+        cluster = Cluster(n, factory, config=config, data_dir=data_dir, seed=seed)
         made.append(cluster)  # type: ignore[arg-type]
         return cluster
 

@@ -90,6 +90,7 @@ impl Rig {
             tuning: tuning(),
             logger: slog::Logger::root(slog::Discard, slog::o!()),
             dispatch: tracing::Dispatch::none(),
+            faults: None,
         };
         let wake = Arc::new(Notify::new());
         let port = Port {
