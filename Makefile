@@ -8,7 +8,7 @@ export PROTOC := $(CURDIR)/$(BIN)/protoc
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-slow-disk verify fix bench stubs audit build venv wheel clean
+.PHONY: help demo test test-rust test-python test-slow-disk verify fix bench fuzz stubs audit build venv wheel clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -33,6 +33,7 @@ test-slow-disk: build ## Fsyncs of five seconds, on a quiet machine
 
 verify: build ## Formats, lints, types and stubs; changes nothing
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --all-targets --no-default-features -- -D warnings
 	cargo clippy --all-targets --no-default-features --features driver -- -D warnings
 	cargo clippy --all-targets -- -D warnings
@@ -47,11 +48,17 @@ verify: build ## Formats, lints, types and stubs; changes nothing
 
 fix: venv ## Format, and apply what the linters can mend themselves
 	cargo fmt
+	cargo fmt --manifest-path fuzz/Cargo.toml
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 bench: build ## Proposals per second and failover time of three processes
 	@$(BIN)/python benches/end_to_end.py $(ARGS)
+
+fuzz: venv .tools/bin/cargo-fuzz ## Throw anything at wire, handshake, log records and engine (SECONDS=1200 for each; needs a nightly Rust)
+	@for target in frames handshake log_records peers; do \
+		RUSTUP_TOOLCHAIN=$${RUSTUP_TOOLCHAIN:-nightly} .tools/bin/cargo-fuzz run --fuzz-dir fuzz --sanitizer none $$target -- -max_total_time=$(or $(SECONDS),1200) -print_final_stats=1 || exit 1; \
+	done
 
 stubs: venv ## Write stubs/aioraft/_core.pyi anew from the Rust sources
 	$(BIN)/maturin generate-stubs --features stubs --out stubs
@@ -74,6 +81,9 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --group dev
 	touch $@
+
+.tools/bin/cargo-fuzz:
+	cargo install --locked --root .tools cargo-fuzz
 
 .tools/bin/cargo-deny:
 	cargo install --locked --root .tools cargo-deny

@@ -30,6 +30,12 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+/// Reads a node's record, for fuzzing.
+#[cfg(fuzzing)]
+pub fn read_node_record(bytes: &[u8]) {
+    let _ = identity::NodeRecord::boot(Some(bytes), 1, "cluster");
+}
+
 pub use options::{Listen, Options, SpawnError, Spawned, Tuning};
 use port::{Completion, Completions, Cursor, Fatal, Inbox, Port, Status, Wake};
 

@@ -52,6 +52,8 @@ mod store;
 mod stored;
 mod writer;
 
+#[cfg(fuzzing)]
+mod anything;
 #[cfg(test)]
 mod tests;
 
@@ -63,6 +65,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use raft_engine::{Config, Engine, ReadableSize, RecoveryMode};
 
+#[cfg(fuzzing)]
+pub use self::anything::read_anything;
 use self::directory::{Listing, Queue};
 use self::files::LogFiles;
 use self::guard::{Guard, GuardFile};

@@ -19,6 +19,11 @@ const CHECKSUM_LEN: u64 = 4;
 pub(super) fn first_torn(path: &Path, first: u64) -> io::Result<Option<u64>> {
     let file = File::open(path)?;
     let file_len = file.metadata()?.len();
+    first_torn_of(file, file_len, first)
+}
+
+/// The same of anything that can be read.
+pub(super) fn first_torn_of(file: impl Read + Seek, file_len: u64, first: u64) -> io::Result<Option<u64>> {
     let mut reader = BufReader::with_capacity(1 << 16, file);
     let mut at = first;
     reader.seek(SeekFrom::Start(at))?;

@@ -171,6 +171,12 @@ fn decode(bytes: &[u8; SLOT_LEN]) -> Slot {
     )
 }
 
+/// Reads a slot, for fuzzing.
+#[cfg(fuzzing)]
+pub(super) fn read_slot(bytes: &[u8]) -> bool {
+    bytes.first_chunk().is_some_and(|slot| matches!(decode(slot), Slot::Valid(..)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,44 @@
+//! Whatever comes behind the handshake: a frame's header and every kind of body.
+
+#![no_main]
+
+use aioraft::transport::wire::{self, Header, Kind, HEADER_LEN, PROTOCOL_VERSION};
+use libfuzzer_sys::fuzz_target;
+
+const BODY_BYTES_MAX: usize = 1 << 20;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(Some(header)) = Header::decode(bytes, PROTOCOL_VERSION, BODY_BYTES_MAX) else { return };
+    let body = &bytes[HEADER_LEN..];
+    let body = &body[..header.body_len.min(body.len())];
+    match header.kind {
+        Kind::Raft => {
+            let Ok((messages, weight)) = wire::decode_raft(body, BODY_BYTES_MAX) else { return };
+            assert!(weight <= BODY_BYTES_MAX);
+            // What was understood is understood again.
+            let mut again = Vec::new();
+            for message in &messages {
+                wire::put_message(&mut again, message, wire::size_of_message(message));
+            }
+            assert_eq!(wire::decode_raft(&again, usize::MAX).unwrap().0, messages);
+        }
+        Kind::Propose => {
+            let Ok(proposed) = wire::decode_propose(body, BODY_BYTES_MAX) else { return };
+            assert!(proposed.weight <= BODY_BYTES_MAX);
+            let mut again = Vec::new();
+            for command in &proposed.commands {
+                wire::put_command(&mut again, command);
+            }
+            let again = wire::decode_propose(&again, usize::MAX).unwrap().commands;
+            assert!(again.iter().map(|c| c.as_bytes()).eq(proposed.commands.iter().map(|c| c.as_bytes())));
+        }
+        Kind::Rejected => {
+            let Ok(rejected) = wire::decode_rejected(body) else { return };
+            let mut again = Vec::new();
+            wire::put_rejected(&mut again, &rejected);
+            let again = wire::decode_rejected(&again).unwrap();
+            assert_eq!((again.boot, again.numbers), (rejected.boot, rejected.numbers));
+        }
+        Kind::Hello | Kind::Welcome | Kind::Refuse | Kind::Formation => {}
+    }
+});
