@@ -29,11 +29,14 @@ from ._errors import (
     WrongLoopError,
 )
 from ._leadership import Leadership, LeadershipChanges, Leading, Term
-from ._node import Data, Node
+from ._node import Node
+from ._proposing import Data
 from ._state_machine import StateMachine
-from ._status import PeerStatus, Status
+from ._status import PeerState, PeerStatus, Role, Status
+from ._timeout import DEFAULT_TIMEOUT, DefaultTimeout, Timeout
 
 __all__ = [
+    "DEFAULT_TIMEOUT",
     "AppliedWithoutResultError",
     "ApplyError",
     "Commits",
@@ -41,6 +44,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Data",
+    "DefaultTimeout",
     "Entry",
     "FatalError",
     "Leadership",
@@ -51,6 +55,7 @@ __all__ = [
     "NotCommittedError",
     "Outcome",
     "OutcomeUnknownError",
+    "PeerState",
     "PeerStatus",
     "ProposalError",
     "ProposalTimeoutError",
@@ -58,9 +63,11 @@ __all__ = [
     "RaftError",
     "ReadTimeoutError",
     "ReentrantCallError",
+    "Role",
     "StateMachine",
     "Status",
     "Term",
+    "Timeout",
     "WrongLoopError",
 ]
 __version__ = "0.1.0"

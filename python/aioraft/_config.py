@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from ._errors import ConfigError
+from ._errors import ConfigError, shown
 
 __all__ = ["Config"]
 
@@ -67,7 +67,7 @@ class Config:
         _count(self, "max_unapplied_bytes", least=1 * _KIB, most=2**40)
         _count(self, "entry_cache_bytes", least=0, most=2**40)
         if not isinstance(self.insecure, bool):
-            raise ConfigError(f"Config.insecure = {self.insecure!r}: it must be True or False")
+            raise ConfigError(f"Config.insecure = {shown(self.insecure)}: it must be True or False")
         if self.election_timeout < 3 * self.heartbeat_interval:
             raise ConfigError(
                 f"Config.election_timeout = {self.election_timeout!r} is less than three times heartbeat_interval = "
@@ -90,12 +90,13 @@ def _seconds(config: Config, field: str, *, least: float, most: float, optional:
     if (
         isinstance(value, bool)
         or not isinstance(value, (int, float))
-        or not math.isfinite(value)
+        or value == math.inf
         or not least <= value <= most
     ):
         bounds = f"at least {least:g}" if math.isinf(most) else f"from {least:g} to {most:g}"
         raise ConfigError(
-            f"Config.{field} = {value!r}: it must be a number of seconds, {bounds}{', or None' if optional else ''}"
+            f"Config.{field} = {shown(value)}: it must be a number of seconds, {bounds}"
+            f"{', or None' if optional else ''}"
         )
 
 
@@ -103,6 +104,6 @@ def _count(config: Config, field: str, *, least: int, most: int) -> None:
     value: Any = getattr(config, field)
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise ConfigError(
-            f"Config.{field} = {value!r}: it must be a whole number{' of bytes' if 'bytes' in field else ''} "
+            f"Config.{field} = {shown(value)}: it must be a whole number{' of bytes' if 'bytes' in field else ''} "
             f"from {least} to {most}"
         )

@@ -40,7 +40,19 @@ __all__ = [
     "ReadTimeoutError",
     "ReentrantCallError",
     "WrongLoopError",
+    "shown",
 ]
+
+_SHOWN_MAX = 200
+
+
+def shown(value: object) -> str:
+    """Return `value` as an error's sentence shows it: as `repr` does, but never too long, and never failing."""
+    try:
+        text = repr(value)
+    except Exception:  # an int of thousands of digits, say
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]}..."
 
 
 class Outcome(enum.Enum):
@@ -75,10 +87,15 @@ class FatalError(RaftError):
     """This node has stopped: its disk failed, or a rule that keeps the data safe did not hold. The message says which.
 
     Every call in flight ends with it and every later call raises it. The files stay as they were; the other nodes
-    go on. A proposal that was under way may or may not be applied by them.
+    go on. `outcome` is `Outcome.UNKNOWN` for a proposal that was under way, since they may apply it,
+    `Outcome.NOT_COMMITTED` for a call made, or still waiting for room, when the node had stopped, and None for a start,
+    a read or a wait.
     """
 
-    outcome: Outcome | None = Outcome.UNKNOWN
+    def __init__(self, message: str, committed: bool | None = None) -> None:
+        """`committed` is False if the call cannot have been committed, None if that is unknown."""
+        super().__init__(message, committed)
+        self.outcome = Outcome.UNKNOWN if committed is None else Outcome.NOT_COMMITTED
 
 
 class NodeClosedError(RaftError):

@@ -7,7 +7,7 @@ import ipaddress
 import os
 import socket
 
-from ._errors import ConfigError
+from ._errors import ConfigError, shown
 from ._members import parse_address
 
 __all__ = ["bind", "check_socket"]
@@ -16,13 +16,13 @@ __all__ = ["bind", "check_socket"]
 def check_socket(listen: socket.socket) -> None:
     """Refuse a socket that a node cannot listen on."""
     if listen.family not in (socket.AF_INET, socket.AF_INET6) or listen.type != socket.SOCK_STREAM:
-        raise ConfigError(f"listen = {listen!r}: it must be a TCP socket over IPv4 or IPv6")
+        raise ConfigError(f"listen = {shown(listen)}: it must be a TCP socket over IPv4 or IPv6")
     if listen.fileno() < 0:
         raise ConfigError(
-            f"listen = {listen!r}: the socket is closed; a node takes its socket over, so give each its own"
+            f"listen = {shown(listen)}: the socket is closed; a node takes its socket over, so give each its own"
         )
     if listen.getsockname()[1] == 0:
-        raise ConfigError(f"listen = {listen!r}: bind the socket first, such as to ('127.0.0.1', 0)")
+        raise ConfigError(f"listen = {shown(listen)}: bind the socket first, such as to ('127.0.0.1', 0)")
 
 
 async def bind(listen: str | socket.socket, *, insecure: bool) -> socket.socket:
@@ -33,10 +33,10 @@ async def bind(listen: str | socket.socket, *, insecure: bool) -> socket.socket:
     """
     if isinstance(listen, socket.socket):
         check_socket(listen)
-        _check_reach(f"listen = {listen!r}", listen.getsockname()[0], insecure=insecure)
+        _check_reach(f"listen = {shown(listen)}", listen.getsockname()[0], insecure=insecure)
         return listen
     host, port = parse_address("listen", listen, least_port=0)
-    what = f"listen = {listen!r}"
+    what = f"listen = {shown(listen)}"
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

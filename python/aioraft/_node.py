@@ -3,58 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
-import math
 import os
 import socket
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, cast, overload
+from typing import Generic, Literal, TypeVar, cast, overload
 
 from ._commits import Commits
 from ._config import Config
 from ._core import Core, Faults
-from ._errors import (
-    ConfigError,
-    FatalError,
-    NodeClosedError,
-    ProposalTimeoutError,
-    ProposalTooLargeError,
-    RaftError,
-    ReadTimeoutError,
-)
+from ._errors import ConfigError, NodeClosedError, RaftError, ReadTimeoutError, shown
 from ._leadership import Leadership, LeadershipChanges, Leading
 from ._listen import bind, check_socket
-from ._members import check_cluster, check_id, check_members, parse_address
+from ._members import check_cluster, check_data_dir, check_id, check_members, check_reachable, parse_address
+from ._proposing import Data, as_items, propose_slices, wait_for_room
 from ._state_machine import StateMachine, claim, has_batch
 from ._status import Status, from_core
+from ._timeout import DEFAULT_TIMEOUT, Timeout, check_timeout
 
-__all__ = ["Data", "Node"]
+__all__ = ["Node"]
 
 R = TypeVar("R")
 
-Data: TypeAlias = bytes | bytearray | memoryview
-"""What can be proposed. It is copied at the call."""
-
-
-class _Default(enum.Enum):
-    """Stands for a timeout that was not given, since None means to wait for ever."""
-
-    CONFIG = "as in Config"
-
-    def __repr__(self) -> str:
-        return f"<{self.value}>"
-
-
-_AS_IN_CONFIG: Final = _Default.CONFIG
-_Timeout: TypeAlias = float | Literal[_Default.CONFIG] | None
-
-# A long list goes to the driver in slices, so that back-pressure holds within one call.
-_SLICE_ITEMS = 1024
-_SLICE_BYTES = 1024 * 1024
-
 _log = logging.getLogger("aioraft.node")
+_has_warned_of_memory = False
 
 
 class Node(Generic[R]):
@@ -91,7 +64,8 @@ class Node(Generic[R]):
         - `members`: the address, "host:port", of every member by its id, the same on all nodes. It bootstraps the
           cluster; names are looked up again at each reconnect.
         - `data_dir`: a directory of this node's own, made if it is missing. None keeps the log in memory, for tests
-          and demos: what such a node knew is gone when it stops.
+          and demos: what such a node knew is gone when it stops, and it cannot come back under its id. The other
+          members refuse it, because it no longer knows what it voted for and acknowledged.
         - `state_machine`: a fresh instance, for this node only.
         - `listen`: where to accept connections, if not at the node's address in `members`: "host:port" (port 0 lets
           the system choose), or a bound TCP socket, which the node takes over and closes.
@@ -101,11 +75,11 @@ class Node(Generic[R]):
         if config is None:
             config = Config()
         elif not isinstance(config, Config):
-            raise ConfigError(f"config = {config!r}: it must be an aioraft.Config")
+            raise ConfigError(f"config = {shown(config)}: it must be an aioraft.Config")
         self._id = check_id("id", id)
         self._members = check_members(id, members)
         self._cluster = check_cluster(cluster)
-        self._data_dir = _check_data_dir(data_dir)
+        self._data_dir = check_data_dir(data_dir)
         if listen is None:
             listen = self._members[id]
         elif isinstance(listen, socket.socket):
@@ -114,7 +88,7 @@ class Node(Generic[R]):
             parse_address("listen", listen, least_port=0)
         self._listen = listen
         if advertise is not None:
-            parse_address("advertise", advertise)
+            check_reachable("advertise", advertise)
         self._advertise = advertise
         self._config = config
         self._propose_timeout = config.propose_timeout
@@ -122,6 +96,7 @@ class Node(Generic[R]):
         self._running: Core | None = None
         self._starting = False
         self._address: str | None = None
+        self._is_memory_meant = False  # set by aioraft.testing
         self._closing = False
         self._closed: asyncio.Future[None] | None = None
         self._faults: Faults | None = None  # put in by aioraft.testing
@@ -133,8 +108,9 @@ class Node(Generic[R]):
     async def start(self) -> None:
         """Open the log, replay it, and listen. Returns when it listens; await `ready` for a leader.
 
-        Raises `ConfigError` if the address cannot be had or may not be used without TLS, and `FatalError` if the log
-        cannot be opened. Cancelled or failed, it leaves nothing open.
+        Raises `ConfigError` if the arguments are wrong in a way that shows only now (the address cannot be had, or may
+        not be used without TLS; the data directory is another node's, in use, or of a cluster with other members), and
+        `FatalError` if the log cannot be opened or written. Cancelled or failed, it leaves nothing open.
         """
         if self._closing:
             raise NodeClosedError(f"node {self._id} is closed: make a new Node with a fresh state machine")
@@ -151,13 +127,24 @@ class Node(Generic[R]):
             self._starting = False
         _log.info("node %d of cluster %r listens on %s", self._id, self._cluster, self._address)
         if self._data_dir is None:
-            _log.warning("node %d keeps its log in memory: what it knows is gone when it stops", self._id)
+            self._say_memory()
         if self._config.insecure:
             _log.warning(
                 "node %d listens on %s without TLS (insecure=True): whoever reaches it can read and change the data",
                 self._id,
                 self._address,
             )
+
+    def _say_memory(self) -> None:
+        """Warn once in a process, and not at all where memory is meant: a test has many such nodes."""
+        global _has_warned_of_memory
+        level = logging.INFO if self._is_memory_meant or _has_warned_of_memory else logging.WARNING
+        _has_warned_of_memory |= level == logging.WARNING
+        _log.log(
+            level,
+            "node %d keeps its log in memory: what it knows is gone when it stops, and it cannot return under its id",
+            self._id,
+        )
 
     async def _start_core(self, bound: socket.socket) -> None:
         if self._closing:
@@ -213,11 +200,11 @@ class Node(Generic[R]):
 
         `timeout` is in seconds; None waits for ever. Raises `ReadTimeoutError`.
         """
-        await self._core.read_barrier(timeout)
+        await self._core.read_barrier(check_timeout(timeout))
 
     # Writing and reading
 
-    async def propose(self, data: Data, *, timeout: _Timeout = _AS_IN_CONFIG) -> R:
+    async def propose(self, data: Data, *, timeout: Timeout = DEFAULT_TIMEOUT) -> R:
         """Have `data` applied once on every node and return what `apply` returned here, on this node.
 
         Works on any node: it is forwarded to the leader and sent again when that fails, and is applied exactly once
@@ -227,6 +214,7 @@ class Node(Generic[R]):
         `timeout`: seconds, if not `Config.propose_timeout`; None waits for ever.
 
         Raises:
+        - TypeError: `data` is no bytes. `ConfigError`: `timeout` is no number of seconds.
         - `NotCommittedError` (`ProposalTimeoutError`, `ProposalTooLargeError`): never applied, safe to retry.
         - `OutcomeUnknownError` (also a TimeoutError): the deadline passed while it was under way.
         - `ApplyError` from the exception that `apply` raised: it counts as applied.
@@ -238,22 +226,25 @@ class Node(Generic[R]):
         core = self._running
         if core is None:
             raise self._not_running()
-        if timeout is _AS_IN_CONFIG:
-            timeout = self._propose_timeout
+        seconds = self._propose_timeout if timeout is DEFAULT_TIMEOUT else check_timeout(timeout)
         if core.full:
-            timeout = await _room(core, timeout)
-        return cast(R, await core.propose(data, timeout))
+            seconds = await wait_for_room(core, seconds)
+        return cast(R, await core.propose(data, seconds))
 
     @overload
     async def propose_many(
-        self, items: Iterable[Data], *, timeout: _Timeout = ..., return_exceptions: Literal[False] = ...
+        self, items: Iterable[Data], *, timeout: Timeout = ..., return_exceptions: Literal[False] = ...
     ) -> list[R]: ...
     @overload
     async def propose_many(
-        self, items: Iterable[Data], *, timeout: _Timeout = ..., return_exceptions: Literal[True]
+        self, items: Iterable[Data], *, timeout: Timeout = ..., return_exceptions: Literal[True]
     ) -> list[R | RaftError]: ...
+    @overload
     async def propose_many(
-        self, items: Iterable[Data], *, timeout: _Timeout = _AS_IN_CONFIG, return_exceptions: bool = False
+        self, items: Iterable[Data], *, timeout: Timeout = ..., return_exceptions: bool
+    ) -> list[R] | list[R | RaftError]: ...
+    async def propose_many(
+        self, items: Iterable[Data], *, timeout: Timeout = DEFAULT_TIMEOUT, return_exceptions: bool = False
     ) -> list[R] | list[R | RaftError]:
         """Propose each of `items` and return their results, in the order of `items`; faster than single awaits.
 
@@ -265,9 +256,8 @@ class Node(Generic[R]):
         `timeout` (for all together), errors and cancellation as with `propose`.
         """
         core = self._core
-        if timeout is _AS_IN_CONFIG:
-            timeout = self._propose_timeout
-        results = await _propose_slices(core, list(items), timeout, self._config.max_entry_bytes)
+        seconds = self._propose_timeout if timeout is DEFAULT_TIMEOUT else check_timeout(timeout)
+        results = await propose_slices(core, as_items(items), seconds, self._config.max_entry_bytes)
         if not return_exceptions:
             failed = [result for result in results if isinstance(result, RaftError)]
             if failed:
@@ -275,7 +265,7 @@ class Node(Generic[R]):
                 raise failed[0]
         return results
 
-    async def read_barrier(self, *, timeout: _Timeout = _AS_IN_CONFIG) -> int:
+    async def read_barrier(self, *, timeout: Timeout = DEFAULT_TIMEOUT) -> int:
         """Wait until this node has applied everything committed before this call; return the index read at.
 
         The state machine read after it, without another await in between, is linearizable. Barriers that are awaited
@@ -283,9 +273,8 @@ class Node(Generic[R]):
 
         `timeout`: seconds, if not `Config.read_timeout`; None waits for ever. Raises `ReadTimeoutError`.
         """
-        if timeout is _AS_IN_CONFIG:
-            timeout = self._read_timeout
-        return await self._core.read_barrier(timeout)
+        seconds = self._read_timeout if timeout is DEFAULT_TIMEOUT else check_timeout(timeout)
+        return await self._core.read_barrier(seconds)
 
     def commits(self, after: int | None = None) -> Commits:
         """Iterate over the entries applied here, in order, without duplicates: `async for entry in node.commits()`.
@@ -297,7 +286,9 @@ class Node(Generic[R]):
         if after is None:
             after = core.applied
         elif not isinstance(after, int) or isinstance(after, bool) or after < 0:
-            raise ConfigError(f"commits(after={after!r}): it must be an index (0 for the beginning), or None for now")
+            raise ConfigError(
+                f"commits(after={shown(after)}): it must be an index (0 for the beginning), or None for now"
+            )
         return Commits(core, after)
 
     # Leadership
@@ -312,8 +303,9 @@ class Node(Generic[R]):
         `timeout` is in seconds; None waits for ever. Raises `ReadTimeoutError`.
         """
         core = self._core
+        seconds = check_timeout(timeout)
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(seconds):
                 while True:
                     version, term, leader, _ = core.leadership
                     if leader is not None:
@@ -321,7 +313,7 @@ class Node(Generic[R]):
                     await core.wait_leadership(version)
         except TimeoutError as error:
             raise ReadTimeoutError(
-                f"node {self._id} heard of no leader within {timeout} s: check that a majority of members is up"
+                f"node {self._id} heard of no leader within {seconds} s: check that a majority of members is up"
             ) from error
 
     def leading(self) -> Leading:
@@ -383,17 +375,6 @@ class Node(Generic[R]):
         return NodeClosedError(f"node {self._id} is not started: use `async with node:` or `await node.start()` first")
 
 
-def _check_data_dir(data_dir: str | os.PathLike[str] | None) -> str | None:
-    if data_dir is None:
-        return None
-    if not isinstance(data_dir, (str, os.PathLike)):
-        raise ConfigError(f"data_dir = {data_dir!r}: it must be a path, or None to keep the log in memory")
-    path = os.fspath(data_dir)
-    if not isinstance(path, str) or not path or "\0" in path:
-        raise ConfigError(f"data_dir = {data_dir!r}: it must be a path as text, or None to keep the log in memory")
-    return os.path.abspath(path)
-
-
 async def _to_the_end(future: asyncio.Future[None]) -> None:
     """Wait until `future` is done, however often this task is cancelled meanwhile; then let the cancellation go on."""
     cancelled: asyncio.CancelledError | None = None
@@ -406,70 +387,3 @@ async def _to_the_end(future: asyncio.Future[None]) -> None:
         future.exception()  # looked at, so that asyncio does not report it
     if cancelled is not None:
         raise cancelled
-
-
-async def _room(core: Core, timeout: float | None) -> float | None:
-    """Wait until there is room for a proposal; return what is left of `timeout`."""
-    loop = asyncio.get_running_loop()
-    start = loop.time()
-    try:
-        async with asyncio.timeout(timeout):
-            while core.full:
-                await core.wait_room()
-    except TimeoutError as error:
-        raise ProposalTimeoutError(
-            f"the proposal waited {timeout} s for room and was not sent: more is proposed than the cluster commits; "
-            "propose less at once, or raise Config.max_pending_proposals or max_pending_bytes"
-        ) from error
-    return None if timeout is None else max(0.0, timeout - (loop.time() - start))
-
-
-async def _propose_slices(core: Core, items: list[Data], timeout: float | None, max_entry_bytes: int) -> list[Any]:
-    """Hand `items` over as room allows; one result or exception for each."""
-    slices = _slices(items, max_entry_bytes)
-    loop = asyncio.get_running_loop()
-    end = math.inf if timeout is None else loop.time() + timeout
-    sent: list[asyncio.Future[list[Any]]] = []
-    unsent: list[RaftError] = []
-    try:
-        for part in slices:
-            if unsent:
-                unsent += unsent[:1] * len(part)
-                continue
-            left = None if timeout is None else max(0.0, end - loop.time())
-            try:
-                if core.full:
-                    left = await _room(core, left)
-                sent.append(core.propose_many(part, left))
-            except (ProposalTimeoutError, NodeClosedError, FatalError) as error:
-                if not sent:
-                    raise
-                unsent += [error] * len(part)
-        results: list[Any] = []
-        for future in sent:
-            results += await future
-        return results + unsent
-    finally:
-        for future in sent:
-            future.cancel()  # changes nothing unless this call was cancelled
-
-
-def _slices(items: list[Data], max_entry_bytes: int) -> list[list[Data]]:
-    if len(items) <= _SLICE_ITEMS and sum(map(len, items)) <= _SLICE_BYTES:
-        return [items] if items else []
-    # The core refuses a slice as a whole; so that it can be said of the call, every item is looked at first.
-    sizes = [memoryview(item).nbytes for item in items]
-    if max(sizes) > max_entry_bytes:
-        raise ProposalTooLargeError(
-            f"an item has {max(sizes)} bytes, and Config.max_entry_bytes = {max_entry_bytes}: nothing was proposed; "
-            "split it, or raise the limit on all nodes"
-        )
-    slices: list[list[Data]] = [[]]
-    slice_bytes = 0
-    for item, size in zip(items, sizes, strict=True):
-        if len(slices[-1]) >= _SLICE_ITEMS or slice_bytes >= _SLICE_BYTES:
-            slices.append([])
-            slice_bytes = 0
-        slices[-1].append(item)
-        slice_bytes += size
-    return slices

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 from ._core import Entry
-from ._errors import ConfigError
+from ._errors import ConfigError, shown
 
 __all__ = ["StateMachine", "claim", "has_batch"]
 
@@ -69,7 +69,9 @@ def claim(machine: StateMachine[Any]) -> None:
             f"state_machine = {machine.__name__}: it must be an instance, such as {machine.__name__}(), not the class"
         )
     if not isinstance(machine, StateMachine):
-        raise ConfigError(f"state_machine = {machine!r}: it must be an instance of a subclass of aioraft.StateMachine")
+        raise ConfigError(
+            f"state_machine = {shown(machine)}: it must be an instance of a subclass of aioraft.StateMachine"
+        )
     for method in ("apply", "apply_batch", "snapshot", "restore"):
         if _is_async(getattr(machine, method)):
             raise ConfigError(
@@ -78,7 +80,7 @@ def claim(machine: StateMachine[Any]) -> None:
             )
     if _used.get(id(machine)) is machine:
         raise ConfigError(
-            f"state_machine = {machine!r} belongs to another node already: make a new instance for each node"
+            f"state_machine = {shown(machine)} belongs to another node already: make a new instance for each node"
         )
     _used[id(machine)] = machine
 

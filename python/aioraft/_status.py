@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-__all__ = ["PeerStatus", "Status"]
+__all__ = ["PeerState", "PeerStatus", "Role", "Status"]
+
+Role: TypeAlias = Literal["leader", "follower", "candidate", "pre-candidate", "learner", "forming"]
+"""What a node is in its cluster: "forming" until all members have met once. A "learner" does not vote."""
+
+PeerState: TypeAlias = Literal["probe", "replicate", "snapshot"]
+"""How a leader sends a peer its log: to find out where they agree, as a stream, or as a snapshot."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +26,8 @@ class PeerStatus:
     """A connection to it is up."""
     matched: int | None
     """The highest index known to be on its disk; None unless this node leads."""
-    state: str | None
-    """"probe", "replicate" or "snapshot"; None unless this node leads."""
+    state: PeerState | None
+    """How this node sends it the log; None unless this node leads."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +36,8 @@ class Status:
 
     id: int
     """This node."""
-    role: str
-    """"leader", "follower", "candidate", "pre-candidate", "learner" or "forming"."""
+    role: Role
+    """What this node is in its cluster."""
     term: int
     """The current term."""
     leader: int | None

@@ -12,7 +12,7 @@ use pyo3::PyTraverseError;
 
 use super::bell::{Bell, Rope};
 use super::entry::Entry;
-use super::errors::{FatalError, NodeClosedError, RaftError, ReentrantCallError, WrongLoopError};
+use super::errors::{self, FatalError, NodeClosedError, RaftError, ReentrantCallError, WrongLoopError};
 use super::faults::Faults;
 use super::futures::Futures;
 use super::hints::{Data, EventLoop, Figures, FutureOf, Items, Nothing};
@@ -125,7 +125,8 @@ impl Core {
     }
 
     /// Start the driver. The future resolves with the bound "host:port" once the node listens, or fails with
-    /// `FatalError` (the log cannot be opened, say). Raises RaftError if it was started before.
+    /// `FatalError` (the log cannot be opened, say) or `ConfigError` (the directory is another node's, say). Raises
+    /// RaftError if it was started before.
     /// Cancelling does not stop the start: `close` does.
     fn start<'py>(slf: &Bound<'py, Self>) -> PyResult<FutureOf<'py, String>> {
         let (py, this) = (slf.py(), slf.get());
@@ -150,7 +151,7 @@ impl Core {
             Err(error) => {
                 this.unwatch(py);
                 this.state.lock().phase = Phase::Stopped;
-                return Err(FatalError::new_err(error.to_string()));
+                return Err(errors::of_start(py, &error.to_string(), false));
             }
         };
         // `options` are taken once, so nothing was set before.
@@ -180,6 +181,9 @@ impl Core {
         let command = payload::copy(&data.0, this.settings.tuning.max_entry_bytes)?;
         let deadline_ns = deadline(timeout)?;
         let port = this.running()?;
+        if is_no_time(timeout) {
+            return Err(errors::no_time_to_propose());
+        }
         let future = this.futures.create(py)?;
         let bytes = command.payload().len();
         let waiter = Waiter::Proposal(future.clone().unbind(), bytes);
@@ -217,6 +221,9 @@ impl Core {
         let port = self.running()?;
         if commands.is_empty() {
             return Ok(self.futures.resolved(py, Vec::<Py<PyAny>>::new())?.into());
+        }
+        if is_no_time(timeout) {
+            return Err(errors::no_time_to_propose());
         }
         let future = self.futures.create(py)?;
         let mut state = self.state.lock();
@@ -265,6 +272,9 @@ impl Core {
         self.check_call(py)?;
         let deadline_ns = deadline(timeout)?;
         let port = self.running()?;
+        if is_no_time(timeout) {
+            return Err(errors::no_time_to_read());
+        }
         let future = self.futures.create(py)?;
         let token = self.state.lock().waiters.insert(Waiter::Barrier(future.clone().unbind(), deadline_ns));
         port.inbox.request(Request::ReadBarrier { token, deadline_ns });
@@ -536,10 +546,15 @@ fn deadline(timeout: Option<f64>) -> PyResult<Option<u64>> {
     Ok(Some(now_ns().saturating_add((seconds * 1e9) as u64)))
 }
 
+/// Whether a deadline has passed before the call begins; the driver could only guess at the reason.
+fn is_no_time(timeout: Option<f64>) -> bool {
+    timeout.is_some_and(|seconds| seconds <= 0.0)
+}
+
 fn refused(refusal: Refusal) -> PyErr {
     match refusal {
         Refusal::New => NodeClosedError::new_err(("the node has not been started: await start() first", false)),
         Refusal::Closed => NodeClosedError::new_err(("the node is closed: make a new one", false)),
-        Refusal::Failed(message) => FatalError::new_err(message),
+        Refusal::Failed(message) => FatalError::new_err((message, false)),
     }
 }

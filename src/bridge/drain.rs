@@ -159,7 +159,7 @@ impl Drain<'_> {
                         self.core.futures.resolve(py, future.bind(py), address.to_string());
                     }
                 }
-                Completion::Stopped { fatal } => self.core.stopped_by(py, fatal.map(|fatal| fatal.message)),
+                Completion::Stopped { fatal } => self.core.stopped_by(py, fatal),
             }
         }
         Ok(())

@@ -114,7 +114,7 @@ impl Echo {
             }
             Err(error) => {
                 let message = format!("the address cannot be bound ({error}): name a free one of this machine");
-                self.stop(Some(Fatal { message }));
+                self.stop(Some(Fatal::here(message)));
             }
         }
     }

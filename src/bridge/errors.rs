@@ -5,6 +5,7 @@
 use pyo3::import_exception;
 use pyo3::prelude::*;
 
+use super::state::Stake;
 use crate::driver::port::Failure;
 
 import_exception!(aioraft._errors, RaftError);
@@ -45,6 +46,18 @@ pub fn of_proposal(failure: Failure) -> PyErr {
     }
 }
 
+/// What a proposal gets whose timeout has passed before it begins.
+pub fn no_time_to_propose() -> PyErr {
+    ProposalTimeoutError::new_err(
+        "timeout = 0: no time was left for the proposal, so it was not sent and is not committed; give it some seconds",
+    )
+}
+
+/// What a read gets whose timeout has passed before it begins.
+pub fn no_time_to_read() -> PyErr {
+    ReadTimeoutError::new_err("timeout = 0: no time was left to ask a majority; give it some seconds")
+}
+
 /// What the waiter of a read gets for `failure`; nothing was proposed.
 pub fn of_read(failure: Failure) -> PyErr {
     match failure {
@@ -61,6 +74,26 @@ pub fn of_read(failure: Failure) -> PyErr {
         }
         Failure::ClosedUnsent | Failure::Closed => closed(Some(false)),
     }
+}
+
+/// What `start` raises for a node that never ran.
+pub fn of_start(py: Python<'_>, message: &str, is_misconfigured: bool) -> PyErr {
+    if is_misconfigured {
+        return ConfigError::new_err(message.to_owned());
+    }
+    stopped(py, message, Stake::Nothing)
+}
+
+/// The node has stopped by itself.
+pub fn stopped(py: Python<'_>, message: &str, stake: Stake) -> PyErr {
+    let committed = (stake == Stake::Unsent).then_some(false);
+    let error = FatalError::new_err((message.to_owned(), committed));
+    if stake == Stake::Nothing {
+        if let Err(failed) = error.value(py).setattr("outcome", py.None()) {
+            return failed;
+        }
+    }
+    error
 }
 
 /// The node was closed while a call was under way; `committed` as for `NodeClosedError`.

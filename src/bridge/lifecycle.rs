@@ -10,8 +10,8 @@ use pyo3::types::PyDict;
 use super::core::Core;
 use super::errors::{self, FatalError};
 use super::owner::Stranger;
-use super::state::Phase;
-use crate::driver::port::Request;
+use super::state::{Phase, Stake};
+use crate::driver::port::{Fatal, Request};
 
 /// How long the end of the driver's thread is waited for once it has said its last word.
 const REAP: Duration = Duration::from_secs(5);
@@ -83,9 +83,14 @@ impl Core {
     }
 
     /// The driver has said its last word.
-    pub(super) fn stopped_by(&self, py: Python<'_>, fatal: Option<String>) {
+    pub(super) fn stopped_by(&self, py: Python<'_>, fatal: Option<Fatal>) {
         self.unwatch(py);
-        self.fail_all(py, fatal.map(|message| (message, None)));
+        let starting = self.state.lock().starting.take();
+        if let (Some(future), Some(fatal)) = (starting, &fatal) {
+            let error = errors::of_start(py, &fatal.message, fatal.is_misconfigured);
+            self.futures.fail(py, future.bind(py), error);
+        }
+        self.fail_all(py, fatal.map(|fatal| (fatal.message, None)));
         let mut state = self.state.lock();
         state.phase = Phase::Stopped;
         state.reap_until = Some(Instant::now() + REAP);
@@ -116,19 +121,20 @@ impl Core {
         let futures = state.take_futures();
         drop(state);
         drop(spare);
-        let error = || match &message {
+        let error = |stake| match &message {
             Some(message) => {
-                let error = FatalError::new_err(message.clone());
+                let error = errors::stopped(py, message, stake);
                 error.set_cause(py, cause.as_ref().map(|cause| cause.clone_ref(py)));
                 error
             }
-            None => errors::closed(None),
+            None => errors::closed((stake != Stake::UnderWay).then_some(false)),
         };
-        for future in futures {
-            self.futures.fail(py, future.bind(py), error());
+        for (future, stake) in futures {
+            self.futures.fail(py, future.bind(py), error(stake));
         }
         for group in groups {
-            let fill = |result: Option<Py<PyAny>>| result.unwrap_or_else(|| error().into_value(py).into_any());
+            let fill =
+                |result: Option<Py<PyAny>>| result.unwrap_or_else(|| error(Stake::UnderWay).into_value(py).into_any());
             let results: Vec<_> = group.results.into_iter().map(fill).collect();
             self.futures.resolve(py, group.future.bind(py), results);
         }

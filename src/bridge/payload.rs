@@ -32,8 +32,9 @@ fn check_size(size: usize, max_entry_bytes: u64) -> PyResult<()> {
 
 fn wrong_type(data: &Bound<'_, PyAny>) -> PyErr {
     let found = data.get_type().name().map_or_else(|_| "another type".to_owned(), |name| name.to_string());
-    PyTypeError::new_err(format!(
-        "a proposal is bytes, a bytearray or a memoryview of bytes, not {found}: encode it first, such as with \
-         str.encode or json.dumps(...).encode()"
-    ))
+    let remedy = match found.as_str() {
+        "memoryview" => "this one has items of another type: cast it first, with .cast(\"B\")",
+        _ => "encode it first, such as with str.encode or json.dumps(...).encode()",
+    };
+    PyTypeError::new_err(format!("a proposal is bytes, a bytearray or a memoryview of bytes, not {found}: {remedy}"))
 }

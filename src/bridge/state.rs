@@ -60,6 +60,17 @@ pub struct Group {
     pub left: usize,
 }
 
+/// What is lost when a call ends with its node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stake {
+    /// A proposal that may be applied.
+    UnderWay,
+    /// A proposal that waited for room, and is not committed.
+    Unsent,
+    /// The call proposed nothing.
+    Nothing,
+}
+
 /// Who waits for the application's cursor.
 pub enum AtCursor {
     /// A barrier; it is told the index.
@@ -218,25 +229,24 @@ impl State {
         by_bytes.min(max_pending_proposals - self.pending)
     }
 
-    /// Takes out every future that waits for anything but the end.
-    pub fn take_futures(&mut self) -> Vec<Future> {
-        let mut futures: Vec<Future> = Vec::new();
+    /// Takes out every future that waits for anything but the end, and what is at stake in it.
+    pub fn take_futures(&mut self) -> Vec<(Future, Stake)> {
+        let mut futures: Vec<(Future, Stake)> = Vec::new();
         for waiter in self.waiters.take_all() {
             match waiter {
-                Waiter::Proposal(future, _) | Waiter::Barrier(future, _) | Waiter::Range(future) => {
-                    futures.push(future)
-                }
+                Waiter::Proposal(future, _) => futures.push((future, Stake::UnderWay)),
+                Waiter::Barrier(future, _) | Waiter::Range(future) => futures.push((future, Stake::Nothing)),
                 Waiter::Item { .. } => (),
             }
         }
         self.pending = 0;
         self.pending_bytes = 0;
-        futures.extend(self.room.drain(..));
-        futures.extend(self.at_cursor.take_all().into_iter().map(|waiter| match waiter {
+        futures.extend(self.room.drain(..).map(|future| (future, Stake::Unsent)));
+        let at_cursor = self.at_cursor.take_all().into_iter().map(|waiter| match waiter {
             AtCursor::Barrier(future, _) | AtCursor::Applied(future) => future,
-        }));
-        futures.append(&mut self.leadership);
-        futures.extend(self.starting.take());
+        });
+        let others = at_cursor.chain(self.leadership.drain(..)).chain(self.starting.take());
+        futures.extend(others.map(|future| (future, Stake::Nothing)));
         futures
     }
 

@@ -68,19 +68,20 @@ pub fn spawn(options: Options, application: Box<dyn Wake>) -> Result<Spawned, Sp
         // Whatever happens in here, the application hears of the end.
         let fatal = match catch_unwind(AssertUnwindSafe(|| run(options, theirs, wake))) {
             Ok(fatal) => fatal,
-            Err(_) => Some("the node's thread panicked, so this node stops; please report this".to_string()),
+            Err(_) => {
+                Some(Fatal::here("the node's thread panicked, so this node stops; please report this".to_string()))
+            }
         };
-        let fatal = fatal.map(|message| Fatal { message });
         completions.push(&mut vec![Completion::Stopped { fatal }]);
     })?;
     Ok(Spawned { port, thread })
 }
 
 /// Returns why the node stopped, if it was not asked to.
-fn run(options: Options, port: Port, wake: Arc<Notify>) -> Option<String> {
+fn run(options: Options, port: Port, wake: Arc<Notify>) -> Option<Fatal> {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return Some(format!("the node's runtime cannot be started: {error}")),
+        Err(error) => return Some(Fatal::here(format!("the node's runtime cannot be started: {error}"))),
     };
     let fatal = tokio::task::LocalSet::new().block_on(&runtime, node::run(options, port, wake));
     // A name lookup may hang on the blocking pool; it is not waited for.

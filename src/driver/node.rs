@@ -17,7 +17,7 @@ use super::gate::{Gate, Members};
 use super::identity::NodeRecord;
 use super::options::Options;
 use super::persister::{Persister, Task};
-use super::port::{Completion, InboxBatch, PeerStatus, Port, Proposal, Request, Status};
+use super::port::{Completion, Fatal, InboxBatch, PeerStatus, Port, Proposal, Request, Status};
 use super::start::{self, StartError, Started};
 use crate::engine::formation::{Formation, Report, Stage};
 use crate::engine::{Effect, Engine, Fault, NodeId, Now, Reader, Refused, Rejection, APPLICATION_GROUP};
@@ -48,13 +48,13 @@ enum Stop {
 
 /// Runs one node from its start to its end; the caller's thread is the driver's thread. Returns why it stopped, if it
 /// was not asked to.
-pub async fn run(mut options: Options, port: Port, wake: Arc<Notify>) -> Option<String> {
+pub async fn run(mut options: Options, port: Port, wake: Arc<Notify>) -> Option<Fatal> {
     let started = start::start(&mut options);
     let fatal = match started.and_then(|started| Node::new(options, started, port, wake)) {
-        Ok(node) => node.run().await,
-        Err(error) => Some(error.to_string()),
+        Ok(node) => node.run().await.map(Fatal::here),
+        Err(error) => Some(Fatal { message: error.to_string(), is_misconfigured: error.is_misconfiguration() }),
     };
-    if let Some(message) = &fatal {
+    if let Some(Fatal { message, .. }) = &fatal {
         tracing::error!("{message}");
     }
     fatal

@@ -59,6 +59,15 @@ pub enum Request {
 pub struct Fatal {
     /// One sentence: what happened and what to do.
     pub message: String,
+    /// It never ran, because of what it was started with and not because of its disk.
+    pub is_misconfigured: bool,
+}
+
+impl Fatal {
+    /// What befell the node itself.
+    pub fn here(message: String) -> Self {
+        Self { message, is_misconfigured: false }
+    }
 }
 
 /// What the driver tells the application, in order.

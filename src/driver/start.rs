@@ -22,8 +22,13 @@ pub enum StartError {
     #[error(transparent)]
     Storage(#[from] StorageError),
     /// It is another node's.
-    #[error(transparent)]
-    Record(#[from] RecordError),
+    #[error("data_dir = {dir:?}: {source}")]
+    Record {
+        /// The directory; empty for a log in memory.
+        dir: String,
+        /// What its node record says.
+        source: RecordError,
+    },
     /// The cluster was formed with other members.
     #[error(
         "the cluster of this data directory was formed by the nodes {formed:?}, but members= lists {listed:?}: list the \
@@ -62,6 +67,22 @@ pub enum StartError {
     Exposed(SocketAddr),
 }
 
+impl StartError {
+    /// Whether the arguments are wrong; the disk, or what is on it, otherwise.
+    pub fn is_misconfiguration(&self) -> bool {
+        use std::io::ErrorKind::{AddrInUse, AddrNotAvailable, PermissionDenied};
+        match self {
+            Self::Members { .. } | Self::Exposed(_) => true,
+            Self::Record { source, .. } => matches!(source, RecordError::Foreign { .. }),
+            Self::Storage(error) => matches!(error, StorageError::NotADirectory { .. } | StorageError::Locked { .. }),
+            Self::Listen { source, .. } => {
+                matches!(source.kind(), AddrInUse | AddrNotAvailable | PermissionDenied)
+            }
+            Self::NoLog(_) | Self::Fault(_) => false,
+        }
+    }
+}
+
 /// What a node starts with.
 pub struct Started {
     /// The engine, at the end of its log.
@@ -81,15 +102,14 @@ pub fn start(options: &mut Options) -> Result<Started, StartError> {
         None => storage::memory::open(),
     };
     let stored = node_records.get(identity::KEY).map(Vec::as_slice);
-    let record = NodeRecord::boot(stored, options.id, &options.cluster)?;
+    let dir = || options.data_dir.as_ref().map(|dir| dir.display().to_string()).unwrap_or_default();
+    let record = NodeRecord::boot(stored, options.id, &options.cluster);
+    let record = record.map_err(|source| StartError::Record { dir: dir(), source })?;
     check_members(options, &record.stage)?;
     let mut batch = Batch { sync: true, node_records: vec![node_record(&record)], ..Default::default() };
     let state = match groups.remove(&APPLICATION_GROUP) {
         Some(state) => state,
-        None if stored.is_some() => {
-            let dir = options.data_dir.as_ref().map(|dir| dir.display().to_string());
-            return Err(StartError::NoLog(dir.unwrap_or_default()));
-        }
+        None if stored.is_some() => return Err(StartError::NoLog(dir())),
         None => {
             let (state, write) = bootstrap();
             batch.groups.push(write);

@@ -118,8 +118,8 @@ pub enum Mismatch {
     },
     /// A known id with another identity: a wiped or cloned data directory.
     #[error(
-        "node {0} has another data directory than the one this cluster was formed with: a wiped or replaced disk cannot \
-         come back under its old id"
+        "node {0} has another data directory than the one this cluster was formed with: a wiped or replaced disk, or a \
+         node in memory (data_dir=None), cannot come back under its old id"
     )]
     Identity(NodeId),
     /// The two have stored different sets of identities.

@@ -88,7 +88,8 @@ class Core:
     def start(self, /) -> Future[str]:
         """
         Start the driver. The future resolves with the bound "host:port" once the node listens, or fails with
-        `FatalError` (the log cannot be opened, say). Raises RaftError if it was started before.
+        `FatalError` (the log cannot be opened, say) or `ConfigError` (the directory is another node's, say). Raises
+        RaftError if it was started before.
         Cancelling does not stop the start: `close` does.
         """
     def status(self, /) -> dict[str, Any]:

@@ -107,15 +107,18 @@ async def test_what_differs_between_replicas_stops_the_node(error: BaseException
     for raised in failed:
         assert type(raised) is aioraft.FatalError
         assert raised.__cause__ is error
-        assert raised.outcome is aioraft.Outcome.UNKNOWN
         assert name(error) in str(raised)
+    unknown = aioraft.Outcome.UNKNOWN  # of what was proposed
+    assert [raised.outcome for raised in failed] == [unknown, unknown, None, None, None, unknown, unknown]
     assert len(set(map(id, failed))) == len(failed)  # a traceback of its own for each
     assert machine.seen == [1, 2]
     assert core.applied == 1
     assert type(core.stopped) is aioraft.FatalError
     assert core.stopped.__cause__ is error
     for call in waiting_calls(core).values():
-        assert type(refusal(call)) is aioraft.FatalError
+        refused = refusal(call)
+        assert type(refused) is aioraft.FatalError
+        assert refused.outcome is aioraft.Outcome.NOT_COMMITTED
     await core.close(DEADLINE)
     assert type(refusal(lambda: core.propose(b"x", None))) is aioraft.FatalError
     assert machine.seen == [1, 2]

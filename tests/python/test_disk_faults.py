@@ -262,7 +262,7 @@ async def test_a_first_start_on_a_bad_disk_leaves_a_directory_that_can_be_starte
 async def test_a_file_in_the_place_of_the_directory_is_named(tmp_path: pathlib.Path, below: str) -> None:
     file = tmp_path / "data"
     file.write_text("not a directory")
-    with pytest.raises(aioraft.FatalError) as caught:
+    with pytest.raises(aioraft.ConfigError) as caught:
         await alone(file / below, Numbers()).start()
     assert str(caught.value) == (
         f"{file} is a file, and a data directory is wanted there: choose another data_dir, or move the file away"

@@ -41,7 +41,8 @@ class Cluster(Generic[R]):
 
     `factory` is called once for each node, because each needs a state machine of its own. Ports are chosen by the
     system. With a `data_dir` each node has a directory of its own in it, and can be crashed and restarted; without, the
-    logs are in memory. `seed` decides which messages `drop` loses; None draws one (see `Cluster.seed`).
+    logs are in memory, and a node that has stopped cannot come back. `seed` decides which messages `drop` loses; None
+    draws one (see `Cluster.seed`).
 
     Faults of the network are those of a network that swallows packets: connections stay up, and nobody is told. All of
     them hold until `heal`.
@@ -130,6 +131,7 @@ class Cluster(Generic[R]):
             config=self._config,
         )
         node._faults = self._faults
+        node._is_memory_meant = True
         return node
 
     # What may go wrong
