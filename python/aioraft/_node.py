@@ -125,14 +125,14 @@ class Node(Generic[R]):
                 bound.close()  # the core listens on a duplicate
         finally:
             self._starting = False
-        _log.info("node %d of cluster %r listens on %s", self._id, self._cluster, self._address)
+        self._say(logging.INFO, f"node {self._id} of cluster {self._cluster!r} listens on {self._address}")
         if self._data_dir is None:
             self._say_memory()
         if self._config.insecure:
-            _log.warning(
-                "node %d listens on %s without TLS (insecure=True): whoever reaches it can read and change the data",
-                self._id,
-                self._address,
+            self._say(
+                logging.WARNING,
+                f"node {self._id} listens on {self._address} without TLS (insecure=True): whoever reaches it can read "
+                "and change the data",
             )
 
     def _say_memory(self) -> None:
@@ -140,11 +140,14 @@ class Node(Generic[R]):
         global _has_warned_of_memory
         level = logging.INFO if self._is_memory_meant or _has_warned_of_memory else logging.WARNING
         _has_warned_of_memory |= level == logging.WARNING
-        _log.log(
+        self._say(
             level,
-            "node %d keeps its log in memory: what it knows is gone when it stops, and it cannot return under its id",
-            self._id,
+            f"node {self._id} keeps its log in memory: what it knows is gone when it stops, and it cannot come back "
+            "under its id",
         )
+
+    def _say(self, level: int, message: str) -> None:
+        _log.log(level, "%s", message, extra={"aioraft": {"node": self._id}}, stacklevel=2)
 
     async def _start_core(self, bound: socket.socket) -> None:
         if self._closing:

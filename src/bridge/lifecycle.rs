@@ -74,6 +74,11 @@ impl Core {
         let said = py.import("logging").and_then(|logging| {
             let keywords = PyDict::new(py);
             keywords.set_item("exc_info", cause.map(|cause| cause.value(py)))?;
+            let fields = PyDict::new(py);
+            fields.set_item("node", self.node_id)?;
+            let extra = PyDict::new(py);
+            extra.set_item("aioraft", fields)?;
+            keywords.set_item("extra", extra)?;
             let logger = logging.call_method1("getLogger", ("aioraft.node",))?;
             logger.call_method("error", ("node %d has stopped: %s", self.node_id, message), Some(&keywords))
         });

@@ -11,7 +11,7 @@ import pytest
 
 import aioraft
 from aioraft._core import Core
-from core_help import DEADLINE, Scripted, make_core, on_every_loop, outcome, started, waiting_calls
+from core_help import DEADLINE, Scripted, make_core, on_every_loop, outcome, refusal, started, waiting_calls
 
 Call: TypeAlias = Callable[[], asyncio.Future[Any]]
 Interruption: TypeAlias = Callable[[Call], Coroutine[Any, Any, BaseException]]
@@ -188,7 +188,22 @@ async def test_a_failed_proposal_ends_its_task_group() -> None:
 # Deadlines
 
 
-@pytest.mark.parametrize("timeout", [0.02, 0.0, -1.0, -float("inf")])
+@pytest.mark.parametrize("timeout", [0.0, -1.0, -float("inf")])
+@on_every_loop
+async def test_a_call_without_any_time_is_refused_at_once(timeout: float) -> None:
+    core = await started(members=3)
+    for call in (lambda: core.propose(b"x", timeout), lambda: core.propose_many([b"x"], timeout)):
+        refused = refusal(call)
+        assert type(refused) is aioraft.ProposalTimeoutError
+        assert refused.outcome is aioraft.Outcome.NOT_COMMITTED
+        assert "no time was left" in str(refused)
+    assert type(refusal(lambda: core.read_barrier(timeout))) is aioraft.ReadTimeoutError
+    assert core.status()["pending_proposals"] == 0
+    await core.close(0)
+    assert type(refusal(lambda: core.propose(b"x", timeout))) is aioraft.NodeClosedError
+
+
+@pytest.mark.parametrize("timeout", [0.02, 1e-9])
 @on_every_loop
 async def test_a_deadline_passes(timeout: float) -> None:
     core = await started(members=3)

@@ -20,6 +20,7 @@ import pytest
 
 import aioraft
 from processes import DEADLINE_S, HERE, Process, make_random, three_processes
+from waiting import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -65,16 +66,6 @@ def disks(shim: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("LD_PRELOAD", str(shim))
     monkeypatch.setenv("AIORAFT_TEST_DISKS", str(tmp_path))
     return Disks(tmp_path)
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for something that happens on disk, where nobody calls back."""
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            while not condition():
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        raise AssertionError(f"not within {DEADLINE_S:g} s: {what}") from None
 
 
 # A disk that fails

@@ -46,7 +46,7 @@ def test_good_addresses(address: str) -> None:
         ("10.0.0.256:7400", "neither an IP address"),
         ("10.0.0:7400", "neither an IP address"),
         (":7400", "neither an IP address"),
-        ("http://a:7400", "a scheme or a path: it must be \"host:port\""),
+        ("http://a:7400", 'a scheme or a path: it must be "host:port"'),
         ("a b:7400", "neither an IP address"),
         ("-a:7400", "neither an IP address"),
         ("a..b:7400", "neither an IP address"),

@@ -1,5 +1,7 @@
 //! Barriers (rule C6).
 
+use raft::eraftpb::MessageType;
+
 use super::*;
 
 #[test]
@@ -13,6 +15,23 @@ fn a_barrier_on_any_node_stands_behind_everything_acknowledged_before() {
         world.settle();
         let [(50, at)] = world.machine(id).barriers.as_slice() else { panic!("node {id} has no barrier") };
         assert!(*at >= index);
+    }
+}
+
+#[test]
+fn barriers_that_are_awaited_together_share_one_round() {
+    let mut world = World::led_by(1, 3);
+    for round in 0..2 {
+        for token in 0..100 {
+            world.read(2, 100 * round + token);
+        }
+        world.poll(2);
+        let is_round =
+            |packet: &Packet| matches!(packet, Packet::Raft(message) if message.msg_type() == MessageType::MsgReadIndex);
+        let rounds = world.network.iter().filter(|(_, _, packet)| is_round(packet)).count();
+        assert_eq!(rounds, 1, "the leader is asked once for all of them");
+        world.settle();
+        assert_eq!(std::mem::take(&mut world.machine(2).barriers).len(), 100);
     }
 }
 
