@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.dev-tools
+# What building needs, and what testing and checking need beyond it.
+BUILD_TOOLS := $(VENV)/.build-tools
+DEV_TOOLS := $(VENV)/.dev-tools
 # A protoc generates raft's messages when cargo builds: the virtual environment's, whatever else is on PATH.
 export PROTOC := $(CURDIR)/$(BIN)/protoc
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
@@ -18,20 +20,20 @@ demo: build ## Three processes, their leader killed half-way (ARGS="--input FILE
 
 test: test-rust test-python ## All tests
 
-test-rust: venv
+test-rust: $(BUILD_TOOLS)
 	cargo test --no-default-features
 	cargo test --no-default-features --features driver
 	@libdir=$$($(BIN)/python -c 'import sysconfig as s; print(s.get_config_var("LIBDIR") if s.get_config_var("Py_ENABLE_SHARED") else "")'); \
 	if [ -n "$$libdir" ] && ls "$$libdir"/libpython3.*.so >/dev/null 2>&1; then LD_LIBRARY_PATH="$$libdir" cargo test --lib bridge; \
 	else echo "this Python has no libpython to link with: the bridge is tested by pytest alone"; fi
 
-test-python: build
+test-python: venv build
 	$(BIN)/python -m pytest $(ARGS)
 
-test-slow-disk: build ## Fsyncs of five seconds, on a quiet machine
+test-slow-disk: venv build ## Fsyncs of five seconds, on a quiet machine
 	AIORAFT_SLOW_DISK=1 $(BIN)/python -m pytest tests/python/test_disk_faults.py -k slow_disk
 
-verify: build ## Formats, lints, types and stubs; changes nothing
+verify: venv build ## Formats, lints, types and stubs; changes nothing
 	cargo fmt --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --all-targets --no-default-features -- -D warnings
@@ -52,35 +54,42 @@ fix: venv ## Format, and apply what the linters can mend themselves
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: build ## Proposals per second and failover time of three processes
+bench: venv build ## Proposals per second and failover time of three processes
 	@$(BIN)/python benches/end_to_end.py $(ARGS)
 
-fuzz: venv .tools/bin/cargo-fuzz ## Throw anything at wire, handshake, log records and engine (SECONDS=1200 for each; needs a nightly Rust)
+fuzz: $(BUILD_TOOLS) .tools/bin/cargo-fuzz ## Throw anything at wire, handshake, log records and engine (SECONDS=1200 for each; needs a nightly Rust)
 	@for target in frames handshake log_records peers; do \
 		RUSTUP_TOOLCHAIN=$${RUSTUP_TOOLCHAIN:-nightly} .tools/bin/cargo-fuzz run --fuzz-dir fuzz --sanitizer none $$target -- -max_total_time=$(or $(SECONDS),1200) -print_final_stats=1 || exit 1; \
 	done
 
-stubs: venv ## Write stubs/aioraft/_core.pyi anew from the Rust sources
+stubs: $(BUILD_TOOLS) ## Write stubs/aioraft/_core.pyi anew from the Rust sources
 	$(BIN)/maturin generate-stubs --features stubs --out stubs
 
 audit: venv .tools/bin/cargo-deny ## Known vulnerabilities, licenses and sources of all dependencies
 	@PATH="$(CURDIR)/.tools/bin:$$PATH" BIN=$(BIN) .ci/audit
 
-build: venv ## Build the extension module into .venv
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet >/dev/null
+build: $(BUILD_TOOLS) ## Build the extension module into .venv
+	@test -d target/release || echo "Building aioraft and what it depends on; the first time this takes some minutes." >&2
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release </dev/null >&2
 
-wheel: venv ## Build a wheel into dist/ as `pip install .` does, and look into it
+wheel: $(BUILD_TOOLS) ## Build a wheel into dist/ as `pip install .` does, and look into it
 	env -u PROTOC -u PYO3_PYTHON $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	$(BIN)/python .ci/check_wheel.py dist
 
-venv: $(STAMP)
+venv: $(DEV_TOOLS)
 
-$(STAMP): pyproject.toml
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "aioraft needs Python 3.11 or newer: make PYTHON=python3.11"'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --group dev
-	touch $@
+$(BUILD_TOOLS): pyproject.toml
+	@echo "Making $(VENV) with what building needs." >&2
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "aioraft needs Python 3.11 or newer: make PYTHON=python3.11"'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --group build
+	@touch $@
+
+$(DEV_TOOLS): $(BUILD_TOOLS)
+	@echo "Installing into $(VENV) what testing and checking need." >&2
+	@$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
 
 .tools/bin/cargo-fuzz:
 	cargo install --locked --root .tools cargo-fuzz

@@ -26,6 +26,7 @@ from demo_node import describe, digest
 
 HERE = pathlib.Path(__file__).parent
 TEXT = HERE / "demo.txt"
+ROOT = pathlib.Path(".demo")
 COMMANDS_MIN = 20_000
 WINDOW = 2000  # lines that one process has in hand
 LINE_BYTES_MAX = 1 << 20
@@ -66,6 +67,7 @@ class Process:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 limit=2**24,
+                start_new_session=True,  # a Ctrl-C reaches the demo alone, which ends what it has started
             )
 
     async def messages(self) -> Any:
@@ -300,7 +302,10 @@ def read_lines(source: str | None) -> list[str]:
     if source is None:
         lines = TEXT.read_text(encoding="utf-8").splitlines()
         return lines * -(-COMMANDS_MIN // len(lines))
-    raw = sys.stdin.buffer.read() if source == "-" else pathlib.Path(source).read_bytes()
+    try:
+        raw = sys.stdin.buffer.read() if source == "-" else pathlib.Path(source).read_bytes()
+    except OSError as error:
+        raise Failed(f"--input {source} cannot be read ({error.strerror}): give a text file, or -") from error
     lines = raw.decode("utf-8", "replace").splitlines()
     if not lines:
         raise Failed("the input has no lines, so there is nothing to agree on: give a text with at least one")
@@ -336,14 +341,17 @@ def main() -> int:
     parser.add_argument("--input", metavar="FILE", help="each line becomes a command; - reads standard input")
     parser.add_argument("--out", metavar="DIR", type=pathlib.Path, help="write each replica's state into DIR")
     options = parser.parse_args()
-    root = pathlib.Path(".demo")
-    root.mkdir(exist_ok=True)
-    folder = pathlib.Path(tempfile.mkdtemp(dir=root))
     try:
         lines = read_lines(options.input)
         if options.out is not None:
             options.out.mkdir(parents=True, exist_ok=True)
-        last = asyncio.run(play(lines, folder, options.out))
+        ROOT.mkdir(exist_ok=True)
+        folder = pathlib.Path(tempfile.mkdtemp(dir=ROOT))  # left behind by a failure, for its logs
+        try:
+            last = asyncio.run(play(lines, folder, options.out))
+        except KeyboardInterrupt:
+            shutil.rmtree(folder)
+            raise
     except (Failed, OSError) as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1

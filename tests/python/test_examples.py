@@ -96,17 +96,21 @@ async def test_three_counters_count_together(tmp_path: pathlib.Path) -> None:
         assert [await asyncio.wait_for(process.wait(), 20) for process in processes] == [0, 0, 0]
 
 
-def test_the_demo_agrees_on_what_it_was_given(tmp_path: pathlib.Path) -> None:
-    text = "".join(f"line {number} of {number % 7}\n" for number in range(3000))
-    demo = subprocess.run(
-        [sys.executable, str(EXAMPLES / "demo.py"), "--input", "-", "--out", "states"],
-        input=text,
+def run_demo(folder: pathlib.Path, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / "demo.py"), *arguments],
+        input=given,
         capture_output=True,
         text=True,
-        cwd=tmp_path,
+        cwd=folder,
         timeout=110,
         check=False,
     )
+
+
+def test_the_demo_agrees_on_what_it_was_given(tmp_path: pathlib.Path) -> None:
+    text = "".join(f"line {number} of {number % 7}\n" for number in range(3000))
+    demo = run_demo(tmp_path, "--input", "-", "--out", "states", given=text)
     assert demo.returncode == 0, demo.stderr
     last = demo.stdout.splitlines()[-1]
     assert re.fullmatch(
@@ -119,15 +123,66 @@ def test_the_demo_agrees_on_what_it_was_given(tmp_path: pathlib.Path) -> None:
     assert states[0]["words"]["line"] == 3000
 
 
-def test_the_demo_refuses_an_empty_input(tmp_path: pathlib.Path) -> None:
-    demo = subprocess.run(
-        [sys.executable, str(EXAMPLES / "demo.py"), "--input", "-"],
-        input="",
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=60,
-        check=False,
-    )
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--input", "-"), "the input has no lines"),
+        (("--input", "missing.txt"), "--input missing.txt cannot be read (No such file or directory): give a text"),
+        (("--input", "."), "--input . cannot be read (Is a directory)"),
+        (("--out", "file/below"), "Not a directory"),
+    ],
+)
+def test_the_demo_says_what_is_wrong_and_leaves_nothing(
+    tmp_path: pathlib.Path, arguments: tuple[str, ...], says: str
+) -> None:
+    (tmp_path / "file").touch()
+    demo = run_demo(tmp_path, *arguments)
     assert demo.returncode == 1
-    assert "the input has no lines" in demo.stderr
+    assert says in demo.stderr
+    assert "Traceback" not in demo.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_demo_takes_a_single_line_of_anything(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "input").write_bytes(b"\xff\x00 one")
+    demo = run_demo(tmp_path, "--input", "input")
+    assert demo.returncode == 0, demo.stderr
+    assert demo.stdout.splitlines()[-1].startswith("agreed: 3 replicas, 1 commands, ")
+    assert list((tmp_path / ".demo").iterdir()) == []
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("shown", ["follower", "killed"])  # while it starts, and half-way
+async def test_ctrl_c_leaves_no_process_of_the_demo(tmp_path: pathlib.Path, shown: str) -> None:
+    demo = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(EXAMPLES / "demo.py"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert demo.stdout is not None
+    try:
+        async with asyncio.timeout(60):
+            while shown not in (line := (await demo.stdout.readline()).decode()):
+                assert line, "it ended"
+        assert len(processes_in(tmp_path)) >= 3
+        os.killpg(demo.pid, signal.SIGINT)  # as a terminal does
+        _, errors = await asyncio.wait_for(demo.communicate(), 30)
+    finally:
+        if demo.returncode is None:
+            demo.kill()
+    assert (demo.returncode, errors.decode()) == (130, "interrupted\n")
+    assert processes_in(tmp_path) == []
+    assert list((tmp_path / ".demo").iterdir()) == []
+
+
+def processes_in(folder: pathlib.Path) -> list[str]:
+    """The processes that work there."""
+    found = []
+    for process in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended, or is another user's
+            if (process / "cwd").readlink() == folder and "zombie" not in (process / "status").read_text():
+                found.append(process.name)
+    return found

@@ -14,7 +14,7 @@ import sys
 import pytest
 
 from documents import ROOT, blocks, check_types, commands
-from processes import DEADLINE_S, reserved_addresses
+from processes import DEADLINE_S, FAULT, reserved_addresses
 
 (PROGRAM,) = blocks("README.md", "python")
 
@@ -54,7 +54,7 @@ async def test_three_processes_of_the_program_agree(tmp_path: pathlib.Path) -> N
                 process.send_signal(signal.SIGINT)
             ends = await asyncio.gather(*(asyncio.wait_for(process.communicate(), 20) for process in processes))
         assert [process.returncode for process in processes] == [0, 0, 0]
-        assert [errors.decode() for _, errors in ends] == ["", "", ""]
+        assert not any(FAULT.search(errors.decode()) for _, errors in ends)
     results = [output[0].split(" ", 1) for output in outputs]
     assert sorted(int(left) for left, _ in results) == [5, 10, 15]
     for left, items in results:
