@@ -70,7 +70,7 @@ audit: venv .tools/bin/cargo-deny ## Known vulnerabilities, licenses and sources
 
 build: $(BUILD_TOOLS) ## Build the extension module into .venv
 	@test -d target/release || echo "Building aioraft and what it depends on; the first time this takes some minutes." >&2
-	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release </dev/null >&2
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --group build </dev/null >&2
 
 wheel: $(BUILD_TOOLS) ## Build a wheel into dist/ as `pip install .` does, and look into it
 	env -u PROTOC -u PYO3_PYTHON $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

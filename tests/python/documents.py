@@ -26,7 +26,7 @@ def check_types(program: str, folder: pathlib.Path) -> None:
     """Have `mypy --strict` look at a program."""
     file = folder / "program.py"
     file.write_text(program, encoding="utf-8")
-    arguments = ["--strict", "--cache-dir", ROOT / ".mypy_cache", file]
+    arguments = ["--strict", "--cache-dir", str(ROOT / ".mypy_cache"), str(file)]
     done = subprocess.run(
         [sys.executable, "-m", "mypy", *arguments],
         cwd=ROOT / "python",

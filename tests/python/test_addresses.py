@@ -64,7 +64,7 @@ def make(number: int, members: dict[int, str], data_dir: pathlib.Path, **where: 
         data_dir=data_dir / str(number),
         state_machine=Adder(),
         config=TEST_CONFIG,
-        **where,  # type: ignore[arg-type]
+        **where,
     )
 
 

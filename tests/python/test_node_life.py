@@ -10,8 +10,10 @@ import socket
 import pytest
 
 import aioraft
-from aioraft.testing import TEST_CONFIG
+from aioraft.testing import TEST_CONFIG, Cluster
 from machines import Adder
+from processes import reserved_addresses
+from waiting import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -105,7 +107,10 @@ async def test_a_failed_start_may_be_tried_again() -> None:
         await node.ready(timeout=10)
 
 
-async def test_memory_and_insecurity_are_said(caplog: pytest.LogCaptureFixture) -> None:
+async def test_memory_and_insecurity_are_said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aioraft._node._has_warned_of_memory", False)
     config = aioraft.Config(election_timeout=0.3, heartbeat_interval=0.03, insecure=True)
     with caplog.at_level(logging.WARNING, logger="aioraft.node"):
         async with single(config=config):
@@ -113,6 +118,50 @@ async def test_memory_and_insecurity_are_said(caplog: pytest.LogCaptureFixture) 
     said = [record.message for record in caplog.records if record.name == "aioraft.node"]
     assert any("keeps its log in memory" in message for message in said)
     assert any("without TLS (insecure=True)" in message for message in said)
+
+
+async def test_memory_is_warned_of_once_in_a_process_and_never_in_a_test_cluster(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aioraft._node._has_warned_of_memory", False)
+    caplog.set_level(logging.INFO, logger="aioraft.node")
+
+    def levels() -> list[str]:
+        said = [record.levelname for record in caplog.records if "keeps its log in memory" in record.message]
+        caplog.clear()
+        return said
+
+    async with Cluster(2, Adder):
+        assert levels() == ["INFO", "INFO"]
+    async with single(), single():
+        assert levels() == ["WARNING", "INFO"]
+
+
+async def test_a_node_in_memory_cannot_come_back(caplog: pytest.LogCaptureFixture) -> None:
+    with reserved_addresses(3) as members:
+
+        def make(number: int) -> aioraft.Node[int]:
+            return aioraft.Node(id=number, members=members, data_dir=None, state_machine=Adder(), config=TEST_CONFIG)
+
+        async with make(1) as first, make(2) as second:
+            third = make(3)
+            async with third:
+                assert await third.propose(b"1") == 1
+            async with make(3) as again:
+                refused = "a node in memory (data_dir=None), cannot come back under its old id"
+                await until(lambda: refused in caplog.text, "the refusal to be logged")
+                with pytest.raises(aioraft.ReadTimeoutError):
+                    await again.ready(timeout=0.2)
+            assert await first.propose(b"1", timeout=10) == 2
+            assert await second.propose(b"1", timeout=10) == 3
+
+
+async def test_a_state_machine_whose_node_is_closed_is_used_up() -> None:
+    machine = Adder()
+    async with single(machine=machine) as node:
+        await node.propose(b"1")
+    with pytest.raises(aioraft.ConfigError, match="make a new instance for each node"):
+        single(machine=machine)
 
 
 async def test_status_is_typed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -68,8 +69,17 @@ async def test_a_bad_item_refuses_the_whole_list() -> None:
     node = node_over(core)
     with pytest.raises(aioraft.ProposalTooLargeError, match="nothing was proposed"):
         await node.propose_many([b"1"] * 2000 + [bytes(9 << 20)])
-    with pytest.raises(TypeError):
-        await node.propose_many([b"1"] * 2000 + ["text"])  # type: ignore[list-item]
+    for count in (3, 2000):
+        with pytest.raises(TypeError, match=rf"items\[{count}\] = 'text' is not bytes.*nothing was proposed"):
+            await node.propose_many([b"1"] * count + ["text"])  # type: ignore[list-item]
+    assert core.proposed == []
+
+
+@pytest.mark.parametrize("single", [b"abc", bytearray(b"abc"), memoryview(b"abc"), "abc", 1, None], ids=repr)
+async def test_a_single_command_is_not_many(single: Any) -> None:
+    core = StubCore()
+    with pytest.raises(TypeError, match=r"^propose_many\(items = .*: it takes several commands, such as"):
+        await node_over(core).propose_many(single)
     assert core.proposed == []
 
 
@@ -121,5 +131,9 @@ async def test_every_kind_of_bytes_is_taken() -> None:
         kinds: list[aioraft.Data] = [b"1", bytearray(b"1"), memoryview(b"1")]
         for total, data in enumerate(kinds, start=1):
             assert await node.propose(data) == total
-        with pytest.raises(TypeError):
-            await node.propose("1")  # type: ignore[arg-type]
+        integers = memoryview(b"1234").cast("I")
+        for wrong, says in (("1", "not str: encode it first"), (1, "not int"), (integers, r"\.cast")):
+            with pytest.raises(
+                TypeError, match=rf"a proposal is bytes, a bytearray or a memoryview of bytes, .*{says}"
+            ):
+                await node.propose(wrong)  # type: ignore[arg-type]

@@ -83,7 +83,7 @@ async def start(command: str, number: int, folder: pathlib.Path) -> asyncio.subp
 async def read(process: asyncio.subprocess.Process) -> list[str]:
     """Read its result, and the three entries."""
     assert process.stdout is not None
-    lines = []
+    lines: list[str] = []
     async with asyncio.timeout(DEADLINE_S):
         while len(lines) < 4:
             line = await process.stdout.readline()

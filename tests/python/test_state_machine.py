@@ -11,6 +11,7 @@ import pytest
 
 import aioraft
 from aioraft._state_machine import claim, has_batch
+from aioraft.testing import Cluster
 from machines import Adder, BatchAdder
 
 
@@ -70,3 +71,21 @@ def test_it_is_tested_without_a_cluster() -> None:
     assert entry.timestamp_ns == 2_500_000_000
     assert Adder().apply(entry) == 5
     assert BatchAdder().apply_batch([entry, entry]) == [5, 10]
+
+
+@pytest.mark.asyncio
+async def test_an_entry_made_by_hand_is_as_good_as_a_replicas() -> None:
+    async with Cluster(3, Adder) as cluster:
+        await cluster.nodes[0].propose(b"5")
+        await cluster.wait_agreement()
+        replicas = [await anext(node.commits(after=0)) for node in cluster.nodes]
+    entry = replicas[0]
+    assert replicas == [entry] * 3
+    by_hand = aioraft.Entry(entry.index, entry.term, b"5", wall_time=entry.wall_time, timestamp_ns=entry.timestamp_ns)
+    assert by_hand == entry
+    assert hash(by_hand) == hash(entry)
+    assert Adder().apply(by_hand) == Adder().apply(entry) == 5
+    for bad in ({"index": -1}, {"term": "1"}, {"data": "text"}, {"timestamp": -1.0}):
+        arguments: dict[str, Any] = {"index": 1, "term": 1, "data": b""} | bad
+        with pytest.raises((TypeError, ValueError, OverflowError)):
+            aioraft.Entry(**arguments)

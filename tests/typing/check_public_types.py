@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import assert_type
+from typing import assert_never, assert_type
 
 from aiohttp import web
 
@@ -31,8 +31,14 @@ async def the_node(node: aioraft.Node[int]) -> None:
     assert_type(await node.propose_many([b""]), list[int])
     assert_type(await node.propose_many([b""], return_exceptions=False, timeout=1.5), list[int])
     assert_type(await node.propose_many([b""], return_exceptions=True), list[int | aioraft.RaftError])
+    plain = bool(node.id)
+    assert_type(await node.propose_many([b""], return_exceptions=plain), list[int] | list[int | aioraft.RaftError])
+    assert_type(await node.propose_many((data for data in [b""]), timeout=aioraft.DEFAULT_TIMEOUT), list[int])
     assert_type(await node.read_barrier(), int)
     assert_type(await node.wait_for_leader(timeout=1), aioraft.Leadership)
+    assert_type(await wrapped(node), int)
+    assert_type(await wrapped(node, timeout=1.5), int)
+    assert_type(await wrapped(node, timeout=None), int)
     assert_type(node.status(), aioraft.Status)
     assert_type(node.status().peers, tuple[aioraft.PeerStatus, ...])
     assert_type(node.state_machine, aioraft.StateMachine[int])
@@ -48,6 +54,23 @@ async def the_node(node: aioraft.Node[int]) -> None:
         async with term as entered:
             assert_type(entered, aioraft.Term)
     assert_type(await node.aclose(), None)
+
+
+async def wrapped(node: aioraft.Node[int], *, timeout: aioraft.Timeout = aioraft.DEFAULT_TIMEOUT) -> int:
+    """A function that passes a timeout on."""
+    await node.read_barrier(timeout=timeout)
+    return await node.propose(b"", timeout=timeout)
+
+
+def the_status(status: aioraft.Status, peer: aioraft.PeerStatus) -> str:
+    assert_type(status.leader, int | None)
+    assert_type(peer.matched, int | None)
+    state, role = peer.state, status.role
+    if state is None or state == "probe" or state == "replicate":
+        return role
+    if state != "snapshot":
+        assert_never(state)
+    return "leads" if role == "leader" else role
 
 
 async def made() -> None:
@@ -79,6 +102,9 @@ def the_errors(error: aioraft.RaftError) -> None:
 
 
 def refused(node: aioraft.Node[int]) -> None:
+    node.propose(b"", timeout="1")  # type: ignore[arg-type, unused-coroutine] # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
+    if node.status().role == "boss":  # type: ignore[comparison-overlap] # pyright: ignore[reportUnnecessaryComparison]
+        return
     node.propose("text")  # type: ignore[arg-type, unused-coroutine] # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
     aioraft.Config(1.0)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
     aioraft.StateMachine[int]()  # type: ignore[abstract] # pyright: ignore[reportAbstractUsage]
