@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import pathlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 import aioraft
 from aioraft.testing import Cluster
+from documents import blocks, check_types
 from machines import Adder
 
 pytestmark = pytest.mark.asyncio
@@ -36,7 +38,7 @@ def leaderless(**settings: Any) -> aioraft.Node[int]:
         state_machine=Adder(),
         listen="127.0.0.1:0",
         cluster="nobody else",
-        config=aioraft.Config(**settings),
+        config=aioraft.Config(close_timeout=0.01, **settings),
     )
 
 
@@ -101,6 +103,16 @@ async def test_as_long_as_one_likes(name: str, long: float) -> None:
     call, _ = CALLS[name]
     async with Cluster(1, Adder) as cluster:
         await call(cluster.nodes[0], timeout=long)
+
+
+async def test_the_documented_function_passes_a_timeout_on(tmp_path: pathlib.Path) -> None:
+    (program,) = blocks("docs/errors.md", "python")
+    check_types(program, tmp_path)
+    names: dict[str, Any] = {}
+    exec(program, names)
+    async with Cluster(1, Adder) as cluster:
+        assert await names["put"](cluster.nodes[0], "1") == 1
+        assert await names["put"](cluster.nodes[0], "1", timeout=10) == 2
 
 
 async def test_a_known_leader_needs_no_time() -> None:
