@@ -5,6 +5,10 @@
 | `aioraft` | the node, the state machine, the errors |
 | `aioraft.testing` | a cluster of real nodes in one process, and its pytest fixture |
 | `aioraft.aiohttp` | a node that starts and stops with an aiohttp application |
+
+Inside, `_node` is where to begin. It checks arguments with `_members`, `_listen` and `_config`, and hands everything
+else to `_core`, the extension module; `_proposing`, `_commits`, `_leadership`, `_timeout` and `_status` each make one
+kind of call out of the core's futures and figures.
 """
 
 from ._commits import Commits

@@ -10,11 +10,19 @@ import socket
 from ._errors import ConfigError, shown
 from ._members import parse_address
 
-__all__ = ["bind", "check_socket"]
+__all__ = ["bind", "check_listen"]
 
 
-def check_socket(listen: socket.socket) -> None:
-    """Refuse a socket that a node cannot listen on."""
+def check_listen(listen: str | socket.socket) -> str | socket.socket:
+    """Return `listen` if it is "host:port", or a socket that a node can listen on."""
+    if isinstance(listen, socket.socket):
+        _check_socket(listen)
+    else:
+        parse_address("listen", listen, least_port=0)
+    return listen
+
+
+def _check_socket(listen: socket.socket) -> None:
     if listen.family not in (socket.AF_INET, socket.AF_INET6) or listen.type != socket.SOCK_STREAM:
         raise ConfigError(f"listen = {shown(listen)}: it must be a TCP socket over IPv4 or IPv6")
     if listen.fileno() < 0:
@@ -32,7 +40,7 @@ async def bind(listen: str | socket.socket, *, insecure: bool) -> socket.socket:
     is not set.
     """
     if isinstance(listen, socket.socket):
-        check_socket(listen)
+        _check_socket(listen)
         _check_reach(f"listen = {shown(listen)}", listen.getsockname()[0], insecure=insecure)
         return listen
     host, port = parse_address("listen", listen, least_port=0)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Generic, Literal, TypeVar, cast, overload
 
+from ._announce import announce, announce_memory
 from ._commits import Commits
 from ._config import Config
 from ._core import Core, Faults
 from ._errors import ConfigError, NodeClosedError, RaftError, ReadTimeoutError, shown
 from ._leadership import Leadership, LeadershipChanges, Leading
-from ._listen import bind, check_socket
-from ._members import check_cluster, check_data_dir, check_id, check_members, check_reachable, parse_address
+from ._listen import bind, check_listen
+from ._members import check_cluster, check_data_dir, check_id, check_members, check_reachable
 from ._proposing import Data, as_items, propose_slices, wait_for_room
 from ._state_machine import StateMachine, claim, has_batch
 from ._status import Status, from_core
@@ -25,9 +25,6 @@ from ._timeout import DEFAULT_TIMEOUT, Timeout, check_timeout
 __all__ = ["Node"]
 
 R = TypeVar("R")
-
-_log = logging.getLogger("aioraft.node")
-_has_warned_of_memory = False
 
 
 class Node(Generic[R]):
@@ -80,13 +77,7 @@ class Node(Generic[R]):
         self._members = check_members(id, members)
         self._cluster = check_cluster(cluster)
         self._data_dir = check_data_dir(data_dir)
-        if listen is None:
-            listen = self._members[id]
-        elif isinstance(listen, socket.socket):
-            check_socket(listen)
-        else:
-            parse_address("listen", listen, least_port=0)
-        self._listen = listen
+        self._listen = check_listen(self._members[id] if listen is None else listen)
         if advertise is not None:
             check_reachable("advertise", advertise)
         self._advertise = advertise
@@ -125,29 +116,9 @@ class Node(Generic[R]):
                 bound.close()  # the core listens on a duplicate
         finally:
             self._starting = False
-        self._say(logging.INFO, f"node {self._id} of cluster {self._cluster!r} listens on {self._address}")
+        announce(self._id, self._cluster, self.address, insecure=self._config.insecure)
         if self._data_dir is None:
-            self._say_memory()
-        if self._config.insecure:
-            self._say(
-                logging.WARNING,
-                f"node {self._id} listens on {self._address} without TLS (insecure=True): whoever reaches it can read "
-                "and change the data",
-            )
-
-    def _say_memory(self) -> None:
-        """Warn once in a process, and not at all where memory is meant: a test has many such nodes."""
-        global _has_warned_of_memory
-        level = logging.INFO if self._is_memory_meant or _has_warned_of_memory else logging.WARNING
-        _has_warned_of_memory |= level == logging.WARNING
-        self._say(
-            level,
-            f"node {self._id} keeps its log in memory: what it knows is gone when it stops, and it cannot come back "
-            "under its id",
-        )
-
-    def _say(self, level: int, message: str) -> None:
-        _log.log(level, "%s", message, extra={"aioraft": {"node": self._id}}, stacklevel=2)
+            announce_memory(self._id, is_meant=self._is_memory_meant)
 
     async def _start_core(self, bound: socket.socket) -> None:
         if self._closing:

@@ -110,7 +110,7 @@ async def test_a_failed_start_may_be_tried_again() -> None:
 async def test_memory_and_insecurity_are_said(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aioraft._node._has_warned_of_memory", False)
+    monkeypatch.setattr("aioraft._announce._has_warned_of_memory", False)
     config = aioraft.Config(election_timeout=0.3, heartbeat_interval=0.03, insecure=True)
     with caplog.at_level(logging.WARNING, logger="aioraft.node"):
         async with single(config=config):
@@ -123,7 +123,7 @@ async def test_memory_and_insecurity_are_said(
 async def test_memory_is_warned_of_once_in_a_process_and_never_in_a_test_cluster(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aioraft._node._has_warned_of_memory", False)
+    monkeypatch.setattr("aioraft._announce._has_warned_of_memory", False)
     caplog.set_level(logging.INFO, logger="aioraft.node")
 
     def levels() -> list[str]:
