@@ -248,6 +248,7 @@ class Table:
         self._interval_s = REFRESH_S if self._in_place else 1.0
         self._drawn = 0
         self._before = [0] * len(processes)
+        self._rates = [0.0] * len(processes)
         self._drawn_at = time.monotonic()
 
     async def refresh(self, demo: Demo) -> None:
@@ -261,18 +262,19 @@ class Table:
 
     def _draw(self, progress: str) -> None:
         now = time.monotonic()
-        elapsed = max(now - self._drawn_at, 1e-6)
+        elapsed = now - self._drawn_at
+        if elapsed >= self._interval_s / 2:  # the last table may follow the one before at once
+            totals = [process.done_total for process in self._processes]
+            self._rates = [(total - before) / elapsed for total, before in zip(totals, self._before, strict=True)]
+            self._before, self._drawn_at = totals, now
         rows = [self.HEAD]
-        for place, process in enumerate(self._processes):
-            rate = (process.done_total - self._before[place]) / elapsed
-            self._before[place] = process.done_total
+        for process, rate in zip(self._processes, self._rates, strict=True):
             status = process.status
             rows.append(
                 f"{process.number:>4} {status.get('role', '-'):<14}{status.get('term', '-'):>5}"
                 f"{status.get('commit', '-'):>9}{status.get('python_applied', '-'):>9}{rate:>13,.0f}  {process.note}"
             )
         rows.append(progress)
-        self._drawn_at = now
         if self._in_place and self._drawn:
             sys.stdout.write(f"\x1b[{self._drawn}A")
         sys.stdout.write("".join(f"{row}\x1b[K\n" if self._in_place else f"{row}\n" for row in rows))
