@@ -101,7 +101,8 @@ class Process:
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
-            await asyncio.wait_for(self._process.wait(), 10)
+            async with asyncio.timeout(10):
+                await self._process.wait()
         except TimeoutError:
             await self.kill()
 
@@ -163,7 +164,8 @@ class Demo:
             self._deal()
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), 1)
+                async with asyncio.timeout(1):  # wait_for, before Python 3.12, may swallow a Ctrl-C
+                    await self._changed.wait()
 
     def _deal(self) -> None:
         """Fill up the window of each process; a tenth of the lines is kept back until the leader has been killed."""
