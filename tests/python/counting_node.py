@@ -70,6 +70,8 @@ class Sequence:
 class Replica:
     """Does what it is asked."""
 
+    padding_bytes: tuple[int, ...] = PADDING_BYTES
+
     def __init__(self, node: aioraft.Node[int], machine: Counts, incarnation: str, seed: str) -> None:
         self._node = node
         self._machine = machine
@@ -134,7 +136,7 @@ class Replica:
     def _next_command(self) -> tuple[str, bytes]:
         name = f"{self._incarnation}.{self._issued}"
         self._issued += 1
-        padding = "x" * self._random.choice(PADDING_BYTES)
+        padding = "x" * self._random.choice(self.padding_bytes)
         return name, json.dumps({"name": name, "padding": padding}).encode()
 
     async def _propose(self) -> bool:
@@ -240,21 +242,39 @@ def say(message: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-async def main(number: int, members: dict[int, str], data_dir: str, incarnation: str, **settings: Any) -> None:
-    """Run one replica."""
-    seed = settings.pop("seed")
+async def main(
+    kind: type[Replica],
+    machine: Counts,
+    *,
+    number: int,
+    members: dict[int, str],
+    data_dir: str,
+    incarnation: str,
+    seed: str,
+    listen: dict[str, str] | None = None,
+    **settings: Any,
+) -> None:
+    """Run one replica; `listen` says where each node listens, if not where the others reach it."""
     questions = asyncio.StreamReader(limit=2**20)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(questions), sys.stdin)
-    machine = Counts()
-    config = aioraft.Config(**settings)
     async with aioraft.Node(
-        id=number, members=members, data_dir=data_dir, state_machine=machine, config=config
+        id=number,
+        members=members,
+        data_dir=data_dir,
+        state_machine=machine,
+        listen=None if listen is None else listen[str(number)],
+        config=aioraft.Config(**settings),
     ) as node:
-        await Replica(node, machine, incarnation, seed).serve(questions)
+        await kind(node, machine, incarnation, seed).serve(questions)
 
 
-if __name__ == "__main__":
+def run(kind: type[Replica], machine: Counts) -> None:
+    """Run one replica of this kind, as the command line says."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     given = json.loads(sys.argv[1])
     given["members"] = {int(key): address for key, address in given["members"].items()}
-    asyncio.run(main(**given))
+    asyncio.run(main(kind, machine, **given))
+
+
+if __name__ == "__main__":
+    run(Replica, Counts())

@@ -87,6 +87,11 @@ class Process:
     def is_running(self) -> bool:
         return self._process is not None
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     async def start(self) -> None:
         assert self._process is None
         self.starts += 1
@@ -98,7 +103,7 @@ class Process:
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                str(HERE / "counting_node.py"),
+                str(self._cluster.program),
                 json.dumps(self._settings),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
@@ -110,7 +115,7 @@ class Process:
 
     async def ask(self, do: str, **arguments: Any) -> Any:
         """Have it do something, and return its answer."""
-        return await _in_time(self.asking(do, **arguments), f"node {self.number} was asked: {do}")
+        return await self._in_time(self.asking(do, **arguments), f"was asked: {do}")
 
     def asking(self, do: str, **arguments: Any) -> asyncio.Future[Any]:
         """Have it do something; its answer is for later."""
@@ -122,10 +127,13 @@ class Process:
         return answer
 
     def send_kill(self) -> None:
-        assert self._process is not None
         self._may_end = True
+        self.send_signal(signal.SIGKILL)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
         with contextlib.suppress(ProcessLookupError):  # it may have ended in some other way
-            self._process.send_signal(signal.SIGKILL)
+            self._process.send_signal(number)
 
     async def kill(self) -> None:
         """SIGKILL it, and take in the last that it said."""
@@ -157,8 +165,8 @@ class Process:
         """Wait until it has ended and all that it said is taken in; return its exit status."""
         assert self._process is not None
         assert self._listening is not None
-        await _in_time(self._listening, f"node {self.number} was to end")
-        status = await _in_time(self._process.wait(), f"node {self.number} was to end")
+        await self._in_time(self._listening, "was to end")
+        status = await self._in_time(self._process.wait(), "was to end")
         self._process = self._listening = None
         return status
 
@@ -175,6 +183,9 @@ class Process:
     def faults(self) -> list[str]:
         return [line for line in self.log.read_text(errors="replace").splitlines() if FAULT.search(line)]
 
+    async def _in_time(self, awaitable: Awaitable[T], what: str) -> T:
+        return await _in_time(awaitable, f"node {self.number} {what}", self._cluster.deadline_s)
+
     def _tail(self) -> str:
         return f"the end of {self.log}:\n{self.log.read_text(errors='replace')[-3000:]}"
 
@@ -186,8 +197,7 @@ class Process:
                 message = json.loads(line)
                 match message.get("event"):
                     case "fates":
-                        self._cluster.fates |= message["fates"]
-                        self._cluster.progress[self.number] += len(message["fates"])
+                        self._cluster.note(self.number, message["fates"])
                     case "leadership":
                         self.leaderships.append(aioraft.Leadership(message["term"], message["leader"]))
                     case "stopped":
@@ -215,6 +225,9 @@ class Process:
 class Processes:
     """Three replicas as processes, and a ledger of what became of every command that they proposed."""
 
+    program = HERE / "counting_node.py"
+    deadline_s = DEADLINE_S
+
     def __init__(self, folder: pathlib.Path, members: dict[int, str], seed: int, settings: dict[str, Any]) -> None:
         self.seed = seed
         self.fates: dict[str, str] = {}  # by the command's name; those of a killed process may be missing
@@ -225,6 +238,11 @@ class Processes:
     @property
     def running(self) -> list[Process]:
         return [process for process in self.all if process.is_running]
+
+    def note(self, number: int, fates: dict[str, str]) -> None:
+        """Node `number` says what became of some of its commands."""
+        self.fates |= fates
+        self.progress[number] += len(fates)
 
     async def start(self) -> None:
         """Start those that are down, and wait until they have caught up."""
@@ -247,7 +265,7 @@ class Processes:
                 self.news.clear()
                 await self.news.wait()
 
-        await _in_time(wait(), what)
+        await _in_time(wait(), what, self.deadline_s)
 
     async def more(self, processes: Iterable[Process], count: int) -> None:
         """Wait until each of `processes` has had answers to `count` more commands."""
@@ -322,9 +340,9 @@ async def three_processes(folder: pathlib.Path, seed: int, **settings: Any) -> A
             await asyncio.gather(*(process.ended() for process in running))
 
 
-async def _in_time(awaitable: Awaitable[T], what: str) -> T:
+async def _in_time(awaitable: Awaitable[T], what: str, deadline_s: float) -> T:
     try:
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(deadline_s):
             return await awaitable
     except TimeoutError:
-        raise AssertionError(f"not within {DEADLINE_S:g} s: {what}") from None
+        raise AssertionError(f"not within {deadline_s:g} s: {what}") from None
