@@ -13,7 +13,7 @@ from ._announce import announce, announce_memory
 from ._commits import Commits
 from ._config import Config
 from ._core import Core, Faults
-from ._errors import ConfigError, NodeClosedError, RaftError, ReadTimeoutError, shown
+from ._errors import ConfigError, FatalError, NodeClosedError, RaftError, ReadTimeoutError, WrongLoopError, shown
 from ._leadership import Leadership, LeadershipChanges, Leading
 from ._listen import bind, check_listen
 from ._members import check_cluster, check_data_dir, check_id, check_members, check_reachable
@@ -89,7 +89,6 @@ class Node(Generic[R]):
         self._address: str | None = None
         self._is_memory_meant = False  # set by aioraft.testing
         self._closing = False
-        self._closed: asyncio.Future[None] | None = None
         self._faults: Faults | None = None  # put in by aioraft.testing
         claim(state_machine)  # last, so that a refused argument leaves it free
         self._state_machine = state_machine
@@ -142,7 +141,7 @@ class Node(Generic[R]):
         except BaseException:
             # The state machine may have seen entries: this node cannot be started again.
             self._closing = True
-            await _to_the_end(self._closed if self._closed is not None else core.close(0))
+            await _to_the_end(core.close(0))
             self._running = None
             raise
 
@@ -150,13 +149,32 @@ class Node(Generic[R]):
         """Stop: calls in flight get `Config.close_timeout` to end, then fail with `NodeClosedError`.
 
         May be called again, and at once by several tasks: all return when the node is closed. Cancelled, it stops
-        waiting, and the node closes all the same.
+        waiting, and the node closes all the same. A call of `apply` that is running is waited for; what is not
+        applied by then will be after the next start.
         """
-        self._closing = True
-        if self._closed is None and self._running is not None:
-            self._closed = self._running.close(self._config.close_timeout)
-        if self._closed is not None:
-            await asyncio.shield(self._closed)
+        closed = None if self._running is None else self._running.close(self._config.close_timeout)
+        self._closing = True  # not before: a call from a wrong place has raised, and changes nothing
+        if closed is not None:
+            await closed
+
+    async def wait_stopped(self) -> None:
+        """Wait until the node has ended: return once it is closed, raise `FatalError` if it has stopped by itself.
+
+        What a service awaits beside its work, so that it does not go on without its node:
+
+        ```python
+        async with aioraft.Node(...) as node, asyncio.TaskGroup() as tasks:
+            tasks.create_task(node.wait_stopped())
+        ```
+
+        Cancelled, it stops waiting. Raises `NodeClosedError` if the node is not started.
+        """
+        core = self._core
+        try:
+            while True:
+                await core.wait_leadership(core.leadership[0])
+        except NodeClosedError:
+            await core.close(self._config.close_timeout)  # it is closing already: this waits for the end
 
     async def __aenter__(self) -> Node[R]:
         """Start."""
@@ -254,9 +272,10 @@ class Node(Generic[R]):
         """Iterate over the entries applied here, in order, without duplicates: `async for entry in node.commits()`.
 
         `after` is the index behind which to start: 0 for the beginning of the log, a former reader's
-        `Commits.position` to go on, None for what is applied from now on.
+        `Commits.position` to go on, None for what is applied from now on. Raises `NodeClosedError` or `FatalError` at
+        once if the node is not running; when it is closed later, the iteration ends.
         """
-        core = self._core
+        core = self._answering()
         if after is None:
             after = core.applied
         elif not isinstance(after, int) or isinstance(after, bool) or after < 0:
@@ -268,8 +287,12 @@ class Node(Generic[R]):
     # Leadership
 
     def leadership(self) -> LeadershipChanges:
-        """Iterate over who leads: first what is known now, then each change; the newest wins."""
-        return LeadershipChanges(self._core)
+        """Iterate over who leads: first what is known now, then each change; the newest wins.
+
+        Raises `NodeClosedError` or `FatalError` at once if the node is not running; when it is closed later, the
+        iteration ends.
+        """
+        return LeadershipChanges(self._answering())
 
     async def wait_for_leader(self, *, timeout: float | None = None) -> Leadership:
         """Wait until a leader is known, and return it and its term.
@@ -300,13 +323,19 @@ class Node(Generic[R]):
             async with term:
                 await job()
         ```
+
+        Raises `NodeClosedError` or `FatalError` at once if the node is not running; when it is closed later, the
+        iteration ends.
         """
-        return Leading(self._core)
+        return Leading(self._answering())
 
     # About the node
 
     def status(self) -> Status:
-        """Return figures about this node, as of its last round. Never waits."""
+        """Return figures about this node, as of its last round. Never waits.
+
+        Also when it has ended: the role is then "closed", or "stopped" if it stopped by itself.
+        """
         return from_core(self._core.status())
 
     @property
@@ -332,9 +361,19 @@ class Node(Generic[R]):
         return self._state_machine
 
     def __repr__(self) -> str:
-        """Name the node and where it listens."""
-        where = self._address or ("closed" if self._closing else "not started")
-        return f"<aioraft.Node {self._id} of {self._cluster!r}: {where}>"
+        """Name the node and where it listens, or why it does not."""
+        return f"<aioraft.Node {self._id} of {self._cluster!r}: {self._where()}>"
+
+    def _where(self) -> str:
+        try:
+            stopped = None if self._running is None else self._running.stopped
+        except WrongLoopError:  # whoever debugs another thread or a forked process still sees a name
+            return f"of another thread or process, {self._address}"
+        if isinstance(stopped, FatalError):
+            return "stopped"
+        if self._closing:
+            return "closed"
+        return self._address or "not started"
 
     @property
     def _core(self) -> Core:
@@ -342,6 +381,16 @@ class Node(Generic[R]):
         if self._running is None:
             raise self._not_running()
         return self._running
+
+    def _answering(self) -> Core:
+        """The running core, unless it is closed, or about to be, or has stopped."""
+        core = self._core
+        stopped = core.stopped
+        if stopped is not None:
+            raise type(stopped)(*stopped.args) from stopped.__cause__  # each time with a traceback of its own
+        if self._closing:
+            raise self._not_running()
+        return core
 
     def _not_running(self) -> NodeClosedError:
         if self._closing:

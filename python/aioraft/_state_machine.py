@@ -22,7 +22,8 @@ class StateMachine(abc.ABC, Generic[R]):
     Every node has an instance of its own and applies the same entries in the same order, so `apply` must be
     deterministic: what it does may depend on the state and the entry only (never on a local clock, on randomness,
     or on the iteration order of a set). It runs on the event loop's thread, is plain (never `async`), and the loop
-    stands still meanwhile.
+    stands still meanwhile; consensus does not. Its context (`contextvars`) is one copy of that in which the node was
+    started, not the proposer's, which other replicas do not have.
 
     An instance serves one node, once: after a restart a node starts from a fresh one and applies the log again.
     """
@@ -34,8 +35,9 @@ class StateMachine(abc.ABC, Generic[R]):
         """Change the state by one entry and return the result of its `propose`.
 
         An `Exception` is a result as well: it reaches the proposer as `ApplyError` from it, other nodes log it, and
-        the entry counts as applied. So raise before changing anything. MemoryError, RecursionError, OSError and
-        other BaseExceptions may differ from replica to replica: they stop this node with the entry unapplied.
+        the entry counts as applied. So raise before changing anything. MemoryError, RecursionError, OSError, groups
+        that hold one of them, and other BaseExceptions may differ from replica to replica: they stop this node with
+        the entry unapplied. An awaitable is no result: a TypeError takes its place.
         """
 
     def apply_batch(self, entries: Sequence[Entry]) -> Sequence[R | Exception]:

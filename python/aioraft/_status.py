@@ -7,8 +7,11 @@ from typing import Any, Literal, TypeAlias
 
 __all__ = ["PeerState", "PeerStatus", "Role", "Status"]
 
-Role: TypeAlias = Literal["leader", "follower", "candidate", "pre-candidate", "learner", "forming"]
-"""What a node is in its cluster: "forming" until all members have met once. A "learner" does not vote."""
+Role: TypeAlias = Literal[
+    "leader", "follower", "candidate", "pre-candidate", "learner", "forming", "closed", "stopped"
+]
+"""What a node is in its cluster: "forming" until all members have met once. A "learner" does not vote. A node that has
+ended is "closed", or "stopped" if it stopped by itself, and knows of no leader and no connection any more."""
 
 PeerState: TypeAlias = Literal["probe", "replicate", "snapshot"]
 """How a leader sends a peer its log: to find out where they agree, as a stream, or as a snapshot."""

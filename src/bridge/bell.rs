@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use pyo3::prelude::*;
 
+use super::core::Core;
 use crate::driver::port::Wake;
 
 /// A file descriptor that is readable while the bell rings, for `loop.add_reader`.
@@ -51,7 +52,8 @@ impl Bell {
     }
 
     /// Uses a thread in place of the descriptor: it calls `event_loop.call_soon_threadsafe(target()._drain)` once for
-    /// the rings that came since its last call. `target` is a weak reference, so that the thread keeps nothing alive.
+    /// the rings that came since its last call. `target` is a weak reference, so that the thread keeps nothing
+    /// alive but the loop.
     pub fn use_caller(&self, event_loop: Py<PyAny>, target: Py<PyAny>) -> io::Result<()> {
         let caller = Arc::new(Caller::default());
         if self.caller.set(Arc::clone(&caller)).is_ok() {
@@ -155,9 +157,8 @@ fn run_caller(caller: &Caller, event_loop: Py<PyAny>, target: Py<PyAny>) {
     while caller.wait() {
         // None when the interpreter is shutting down; an error when the loop is closed or the target gone. Both end it.
         let called = enter(|py| -> PyResult<()> {
-            let drain = target.bind(py).call0()?.getattr("_drain")?;
-            event_loop.bind(py).call_method1("call_soon_threadsafe", (drain,))?;
-            Ok(())
+            let target = target.bind(py).call0()?.cast_into::<Core>()?;
+            target.get().call_drain(&target, event_loop.bind(py), "call_soon_threadsafe")
         });
         if !matches!(called, Some(Ok(()))) {
             break;

@@ -35,6 +35,9 @@ use crate::driver::port::{now_ns, Port, Proposal, Request};
 /// stops the waiting, not the work. A node that has stopped by itself raises `FatalError`, one that is closed (or not
 /// started) `NodeClosedError`.
 ///
+/// `apply` runs on the loop's thread, in a copy of the context (`contextvars`) in which `start` was called: always the
+/// same copy, so that what one `apply` sets there the next one finds, and nobody else.
+///
 /// `listen` is "host:port", or the file descriptor of a bound TCP socket, which is duplicated. `config` has the
 /// attributes of `aioraft.Config`. With `batch` the entries go to `state_machine.apply_batch`, 256 at most in a call.
 /// With `echo` there is no Raft and no cluster: what is proposed to a single member is applied at once, and several
@@ -52,6 +55,8 @@ pub struct Core {
     pub(super) logs: Arc<LogQueue>,
     pub(super) loggers: Loggers,
     pub(super) port: OnceLock<Port>,
+    /// A copy of the context in which it was started; `apply` runs in it.
+    pub(super) context: OnceLock<Py<PyAny>>,
     pub(super) is_draining: AtomicBool,
     is_applying: AtomicBool,
     pub(super) state: Mutex<State>,
@@ -118,6 +123,7 @@ impl Core {
             logs,
             loggers: Loggers::new(py)?,
             port: OnceLock::new(),
+            context: OnceLock::new(),
             is_draining: AtomicBool::new(false),
             is_applying: AtomicBool::new(false),
             state: Mutex::new(State::new(options)),
@@ -343,16 +349,21 @@ impl Core {
         Ok(future.into())
     }
 
-    /// Figures under the names of `aioraft.Status`' fields, as of the driver's last round. Never waits.
+    /// Figures under the names of `aioraft.Status`' fields, as of the driver's last round. Never waits. The role is
+    /// "stopped" once the node has stopped by itself and "closed" once it is closed, and its peers and their leader are
+    /// no longer known then.
     fn status<'py>(&self, py: Python<'py>) -> PyResult<Figures<'py>> {
         self.check_owner()?;
         self.loggers.refresh(py, &self.logs);
-        let figures = match self.port.get() {
+        let mut figures = match self.port.get() {
             Some(port) => port.status.lock().clone(),
             None => crate::driver::port::Status { id: self.node_id, role: "forming", ..Default::default() },
         };
         let own = {
             let state = self.state.lock();
+            if let Some(role) = state.last_role() {
+                status::forget_others(&mut figures, role);
+            }
             status::Own {
                 python_applied: self.port.get().map_or(0, |port| port.cursor.applied()),
                 pending_proposals: state.pending,
@@ -364,7 +375,8 @@ impl Core {
 
     /// Stop: calls in flight get `drain` seconds to end, then fail with `NodeClosedError`. The future resolves when
     /// the driver's thread has ended, and never fails. May be called again; a shorter `drain` takes over. Cancelling
-    /// stops the waiting, not the closing. Never blocks.
+    /// stops the waiting, not the closing. Never blocks. Once `drain` is over nothing is applied any more, not even the
+    /// next entry when it was `apply` that called with 0.
     #[pyo3(signature = (drain: "float"))]
     fn close<'py>(slf: &Bound<'py, Self>, drain: f64) -> PyResult<FutureOf<'py, Nothing>> {
         let (py, this) = (slf.py(), slf.get());
@@ -442,6 +454,7 @@ impl Core {
 
     fn __traverse__(&self, visit: pyo3::PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.running_loop)?;
+        self.context.get().map_or(Ok(()), |context| visit.call(context))?;
         self.futures.traverse(visit)?;
         self.machine.traverse(visit)?;
         // A collector that runs while the state is locked sees too little, and so collects too little.

@@ -117,7 +117,7 @@ impl Drain<'_> {
                 bell.ring();
             }
         } else if !bell.is_level_triggered() {
-            self.core.futures.event_loop(this.py()).call_method1("call_soon", (this.getattr("_drain")?,))?;
+            self.core.call_drain(this, self.core.futures.event_loop(this.py()), "call_soon")?;
         }
         self.core.state.lock().backlog = backlog;
         Ok(())
@@ -166,45 +166,45 @@ impl Drain<'_> {
     }
 
     fn apply(&mut self, py: Python<'_>, batch: &mut Batch) -> Result<(), Poisoned> {
-        if self.core.is_past_draining() {
-            batch.entries = Vec::new().into_iter();
-            batch.through = self.port.cursor.applied();
-            return Ok(());
-        }
-        if self.core.machine.is_batch() {
-            return self.apply_batch(py, batch);
-        }
-        while !self.slice.is_over {
-            // The entry stays in the batch until it is applied: a poisoned one must not be taken for done.
-            let Some(applied) = batch.entries.as_slice().first() else { return Ok(()) };
-            let _inside = self.core.enter_apply();
-            let outcome = self.core.machine.apply(py, applied)?;
-            drop(_inside);
-            let (index, token) = (applied.index, applied.token);
-            batch.entries.next();
-            self.port.cursor.set_applied(index);
-            self.settle(py, index, token, outcome);
-            self.slice.step();
+        while !self.slice.is_over && batch.entries.len() > 0 {
+            // Looked at for each entry, because `apply` itself may have closed the node.
+            if self.core.is_past_draining() {
+                batch.entries = Vec::new().into_iter();
+                batch.through = self.port.cursor.applied();
+            } else if self.core.machine.is_batch() {
+                self.apply_some(py, batch)?;
+            } else {
+                self.apply_one(py, batch)?;
+            }
+            // The next one may take as long as an application can: no step is too short to look at the clock.
+            self.slice.look();
         }
         Ok(())
     }
 
-    fn apply_batch(&mut self, py: Python<'_>, batch: &mut Batch) -> Result<(), Poisoned> {
-        while !self.slice.is_over {
-            let rest = batch.entries.as_slice();
-            if rest.is_empty() {
-                return Ok(());
-            }
-            let part = &rest[..rest.len().min(BATCH)];
-            let inside = self.core.enter_apply();
-            let outcomes = self.core.machine.apply_batch(py, part)?;
-            drop(inside);
-            for outcome in outcomes {
-                let Some(applied) = batch.entries.next() else { break };
-                self.port.cursor.set_applied(applied.index);
-                self.settle(py, applied.index, applied.token, outcome);
-            }
-            self.slice.look();
+    fn apply_one(&mut self, py: Python<'_>, batch: &mut Batch) -> Result<(), Poisoned> {
+        // The entry stays in the batch until it is applied: a poisoned one must not be taken for done.
+        let Some(applied) = batch.entries.as_slice().first() else { return Ok(()) };
+        let inside = self.core.enter_apply();
+        let outcome = self.core.machine.apply(py, applied)?;
+        drop(inside);
+        let (index, token) = (applied.index, applied.token);
+        batch.entries.next();
+        self.port.cursor.set_applied(index);
+        self.settle(py, index, token, outcome);
+        Ok(())
+    }
+
+    fn apply_some(&mut self, py: Python<'_>, batch: &mut Batch) -> Result<(), Poisoned> {
+        let rest = batch.entries.as_slice();
+        let part = &rest[..rest.len().min(BATCH)];
+        let inside = self.core.enter_apply();
+        let outcomes = self.core.machine.apply_batch(py, part)?;
+        drop(inside);
+        for outcome in outcomes {
+            let Some(applied) = batch.entries.next() else { break };
+            self.port.cursor.set_applied(applied.index);
+            self.settle(py, applied.index, applied.token, outcome);
         }
         Ok(())
     }

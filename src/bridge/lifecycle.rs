@@ -24,6 +24,9 @@ impl Core {
     pub(super) fn watch(&self, this: &Bound<'_, Self>) -> PyResult<()> {
         let py = this.py();
         let event_loop = self.futures.event_loop(py);
+        // A reader runs in a copy of the context in which it is added; for what stands in for one, here is the same.
+        let context = py.import("contextvars")?.call_method0("copy_context")?;
+        self.context.get_or_init(|| context.unbind());
         let added = event_loop.call_method1("add_reader", (self.bell.fd(), this.getattr("_drain")?));
         match added {
             Ok(_) => Ok(()),
@@ -33,6 +36,14 @@ impl Core {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Has `event_loop` call `_drain`, by its method `how`, where it is no reader of it.
+    pub(super) fn call_drain(&self, this: &Bound<'_, Self>, event_loop: &Bound<'_, PyAny>, how: &str) -> PyResult<()> {
+        let keywords = PyDict::new(this.py());
+        keywords.set_item("context", self.context.get())?;
+        event_loop.call_method(how, (this.getattr("_drain")?,), Some(&keywords))?;
+        Ok(())
     }
 
     /// The loop calls it no more.

@@ -1,6 +1,7 @@
 //! Calls the user's state machine.
 
-use pyo3::exceptions::{PyException, PyMemoryError, PyOSError, PyRecursionError};
+use pyo3::exceptions::{PyBaseExceptionGroup, PyException, PyMemoryError, PyOSError, PyRecursionError, PyTypeError};
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 use pyo3::PyTraverseError;
@@ -18,6 +19,8 @@ pub struct Machine {
     // `apply` or `apply_batch`.
     call: Py<PyAny>,
     is_batch: bool,
+    // `collections.abc.Coroutine`
+    coroutine: Py<PyAny>,
 }
 
 /// What `apply` made of one entry: its return value, or the exception that is its result.
@@ -35,7 +38,8 @@ impl Machine {
     /// Calls `object.apply`, or `object.apply_batch` if `is_batch`.
     pub fn new(object: &Bound<'_, PyAny>, is_batch: bool) -> PyResult<Self> {
         let call = object.getattr(if is_batch { "apply_batch" } else { "apply" })?.unbind();
-        Ok(Self { object: object.clone().unbind(), call, is_batch })
+        let coroutine = object.py().import("collections.abc")?.getattr("Coroutine")?.unbind();
+        Ok(Self { object: object.clone().unbind(), call, is_batch, coroutine })
     }
 
     /// Whether it takes several entries a call.
@@ -46,10 +50,12 @@ impl Machine {
     /// Applies one entry.
     ///
     /// An `Exception` is a result, the same on every replica. What depends on the replica (no memory, no stack, a
-    /// failing system call) and what is not meant for `apply` (KeyboardInterrupt) is not: the entry stays unapplied.
+    /// failing system call, or a group with one of these) and what is not meant for `apply` (KeyboardInterrupt) is not:
+    /// the entry stays unapplied. An awaitable is no result, since nobody would await it on the other replicas.
     pub fn apply<'py>(&self, py: Python<'py>, applied: &Applied) -> Result<Outcome<'py>, Poisoned> {
         let entry = Bound::new(py, Entry::from_applied(py, applied)).map_err(|error| no_entry(applied.index, error))?;
         match self.call.bind(py).call1((entry,)) {
+            Ok(value) if is_awaitable(&value) => Ok(Err(self.refuse_awaitable("apply", &value))),
             Ok(value) => Ok(Ok(value)),
             Err(error) if is_result(py, &error) => Ok(Err(error)),
             Err(error) => Err(poisoned(py, "apply", applied.index, error)),
@@ -63,6 +69,10 @@ impl Machine {
         let entries = PyList::new(py, entries.collect::<Vec<_>>()).map_err(|error| no_entry(first, error))?;
         let returned =
             self.call.bind(py).call1((entries,)).map_err(|error| poisoned(py, "apply_batch", first, error))?;
+        if is_awaitable(&returned) {
+            let error = self.refuse_awaitable("apply_batch", &returned);
+            return Err(poisoned(py, "apply_batch", first, error));
+        }
         let outcomes = returned.try_iter().and_then(Iterator::collect::<PyResult<Vec<_>>>);
         let outcomes = outcomes.map_err(|error| poisoned(py, "apply_batch", first, error))?;
         if outcomes.len() != batch.len() {
@@ -76,7 +86,12 @@ impl Machine {
         let mut sorted = Vec::with_capacity(outcomes.len());
         for (outcome, applied) in outcomes.into_iter().zip(batch) {
             if !outcome.is_instance_of::<pyo3::exceptions::PyBaseException>() {
-                sorted.push(Ok(outcome));
+                let is_awaitable = is_awaitable(&outcome);
+                sorted.push(if is_awaitable {
+                    Err(self.refuse_awaitable("apply_batch", &outcome))
+                } else {
+                    Ok(outcome)
+                });
                 continue;
             }
             let error = PyErr::from_value(outcome);
@@ -86,6 +101,19 @@ impl Machine {
             sorted.push(Err(error));
         }
         Ok(sorted)
+    }
+
+    /// What takes the place of an awaitable that `method` returned. A coroutine is closed: nobody will await it.
+    fn refuse_awaitable(&self, method: &str, value: &Bound<'_, PyAny>) -> PyErr {
+        let is_coroutine = value.is_instance(self.coroutine.bind(value.py())).unwrap_or(false);
+        if let (true, Err(error)) = (is_coroutine, value.call_method0("close")) {
+            error.write_unraisable(value.py(), Some(value));
+        }
+        let kind = value.get_type().name().map_or_else(|_| "an awaitable".to_owned(), |name| name.to_string());
+        PyTypeError::new_err(format!(
+            "{method} returned an awaitable ({kind}), which no replica awaits: make it plain, return the result itself, \
+             and await what it decided after `propose`"
+        ))
     }
 
     /// For the garbage collector.
@@ -112,11 +140,32 @@ fn brief(py: Python<'_>, error: &PyErr) -> String {
     }
 }
 
+/// Whether `error`, and if it is a group all that it holds at any depth, is the same on every replica.
 fn is_result(py: Python<'_>, error: &PyErr) -> bool {
-    error.is_instance_of::<PyException>(py)
-        && !error.is_instance_of::<PyOSError>(py)
-        && !error.is_instance_of::<PyMemoryError>(py)
-        && !error.is_instance_of::<PyRecursionError>(py)
+    let mut to_check = vec![error.value(py).clone().into_any()];
+    while let Some(error) = to_check.pop() {
+        if !error.is_instance_of::<PyException>()
+            || error.is_instance_of::<PyOSError>()
+            || error.is_instance_of::<PyMemoryError>()
+            || error.is_instance_of::<PyRecursionError>()
+        {
+            return false;
+        }
+        if error.is_instance_of::<PyBaseExceptionGroup>() {
+            let held = error.getattr("exceptions").and_then(|held| held.try_iter()?.collect::<PyResult<Vec<_>>>());
+            let Ok(held) = held else { return false };
+            to_check.extend(held);
+        }
+    }
+    true
+}
+
+/// Whether `await` would take `value`.
+fn is_awaitable(value: &Bound<'_, PyAny>) -> bool {
+    let kind = value.get_type();
+    // SAFETY: `kind` is a type and lives until the end of this function; the slot is only compared.
+    let slot = unsafe { ffi::PyType_GetSlot(kind.as_type_ptr(), ffi::Py_am_await) };
+    !slot.is_null()
 }
 
 fn poisoned(py: Python<'_>, method: &str, index: u64, error: PyErr) -> Poisoned {

@@ -10,7 +10,7 @@
 //! | [`futures`] | asyncio futures: made, resolved, failed |
 //! | [`outbox`] | gathers proposals that are made together into one batch |
 //! | [`bell`] | wakes the loop: an eventfd that it watches, or a thread that calls `call_soon_threadsafe` |
-//! | [`owner`] | tells whether a call comes from the thread and process that a node belongs to |
+//! | [`owner`] | tells whether a call comes from the thread, process and interpreter that a node belongs to |
 //! | [`entry`] | `Entry` |
 //! | [`faults`] | faults put in on purpose, for tests |
 //! | [`settings`], [`listen_at`], [`payload`], [`status`], [`errors`] | conversions |
@@ -81,6 +81,7 @@ pub mod _core {
 
     #[pymodule_init]
     fn init(py: Python<'_>) -> PyResult<()> {
+        super::owner::claim_interpreter(py)?;
         let end_visits = pyo3::wrap_pyfunction!(super::bell::end_visits, py)?;
         py.import("atexit")?.call_method1("register", (end_visits,))?;
         super::owner::watch_forks(py)

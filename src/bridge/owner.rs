@@ -1,13 +1,21 @@
-//! Whose node it is: the thread and the process that made it.
+//! Whose node it is: the thread, the process and the interpreter that made it.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 
+use pyo3::exceptions::PyImportError;
+use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyCFunction, PyDict, PyTuple};
 
 /// Counts the forks that lead to this process, so that asking for its identity costs no system call.
 static FORKS: AtomicU32 = AtomicU32::new(0);
+
+/// The interpreter that imported this module first, or [`NO_INTERPRETER`].
+static INTERPRETER: AtomicI64 = AtomicI64::new(NO_INTERPRETER);
+
+/// Stands for the identity of no interpreter; real ones are never negative.
+const NO_INTERPRETER: i64 = -1;
 
 thread_local! {
     // Only its address is used. A Cell, so that it is never merged with other constants.
@@ -27,6 +35,25 @@ pub fn watch_forks(py: Python<'_>) -> PyResult<()> {
     arguments.set_item("after_in_child", count)?;
     os.call_method("register_at_fork", (), Some(&arguments))?;
     Ok(())
+}
+
+/// Takes this module for the interpreter that runs this; an ImportError if another one has it. Python itself refuses
+/// from 3.12 on, and then only interpreters that have a GIL of their own.
+///
+/// The classes and the exceptions that they raise are the first interpreter's objects, and objects must not be shared.
+pub fn claim_interpreter(py: Python<'_>) -> PyResult<()> {
+    // SAFETY: the thread is attached to an interpreter, as `py` shows, so there is a current one.
+    let here = unsafe { ffi::PyInterpreterState_GetID(ffi::PyInterpreterState_Get()) };
+    if here < 0 {
+        return Err(PyErr::fetch(py));
+    }
+    match INTERPRETER.compare_exchange(NO_INTERPRETER, here, Ordering::Relaxed, Ordering::Relaxed) {
+        Err(first) if first != here => Err(PyImportError::new_err(format!(
+            "aioraft serves one interpreter of a process, and interpreter {first} has imported it; this is interpreter \
+             {here}: import it there only, or start a process of its own"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// A thread of a process.

@@ -202,6 +202,15 @@ impl State {
         }
     }
 
+    /// What the node is once it is no member of its cluster any more; `None` before.
+    pub fn last_role(&self) -> Option<&'static str> {
+        match (self.phase, &self.failure) {
+            (_, Some(_)) => Some("stopped"),
+            (Phase::Stopped, None) => Some("closed"),
+            (Phase::New | Phase::Running | Phase::Closing, None) => None,
+        }
+    }
+
     /// A proposal of `bytes` is on its way.
     pub fn add_proposal(&mut self, waiter: Waiter, bytes: usize) -> Token {
         self.pending += 1;

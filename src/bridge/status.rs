@@ -15,6 +15,16 @@ pub struct Own {
     pub longest_drain_ns: u64,
 }
 
+/// What the driver said last was true while it ran: a node that has ended is in `role`, follows nobody and is connected
+/// to nobody.
+pub fn forget_others(status: &mut Status, role: &'static str) {
+    status.role = role;
+    status.leader = None;
+    for peer in &mut status.peers {
+        *peer = PeerStatus { id: peer.id, address: std::mem::take(&mut peer.address), ..PeerStatus::default() };
+    }
+}
+
 /// The figures under the names of `aioraft.Status`' fields.
 pub fn to_dict<'py>(py: Python<'py>, status: &Status, own: &Own) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);

@@ -18,6 +18,9 @@ class Core:
     stops the waiting, not the work. A node that has stopped by itself raises `FatalError`, one that is closed (or not
     started) `NodeClosedError`.
 
+    `apply` runs on the loop's thread, in a copy of the context (`contextvars`) in which `start` was called: always the
+    same copy, so that what one `apply` sets there the next one finds, and nobody else.
+
     `listen` is "host:port", or the file descriptor of a bound TCP socket, which is duplicated. `config` has the
     attributes of `aioraft.Config`. With `batch` the entries go to `state_machine.apply_batch`, 256 at most in a call.
     With `echo` there is no Raft and no cluster: what is proposed to a single member is applied at once, and several
@@ -45,7 +48,8 @@ class Core:
         """
         Stop: calls in flight get `drain` seconds to end, then fail with `NodeClosedError`. The future resolves when
         the driver's thread has ended, and never fails. May be called again; a shorter `drain` takes over. Cancelling
-        stops the waiting, not the closing. Never blocks.
+        stops the waiting, not the closing. Never blocks. Once `drain` is over nothing is applied any more, not even the
+        next entry when it was `apply` that called with 0.
         """
     @property
     def full(self, /) -> bool:
@@ -94,7 +98,9 @@ class Core:
         """
     def status(self, /) -> dict[str, Any]:
         """
-        Figures under the names of `aioraft.Status`' fields, as of the driver's last round. Never waits.
+        Figures under the names of `aioraft.Status`' fields, as of the driver's last round. Never waits. The role is
+        "stopped" once the node has stopped by itself and "closed" once it is closed, and its peers and their leader are
+        no longer known then.
         """
     @property
     def stopped(self, /) -> BaseException | None:

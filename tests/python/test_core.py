@@ -143,6 +143,48 @@ async def test_a_task_keeps_its_context() -> None:
 
 
 @on_every_loop
+async def test_apply_has_one_copy_of_the_context_of_the_start() -> None:
+    mine: contextvars.ContextVar[str] = contextvars.ContextVar("mine")
+
+    def script(entry: aioraft.Entry) -> str:
+        before = mine.get()
+        mine.set(entry.data.decode())
+        return before
+
+    core = make_core(Scripted(script))
+    mine.set("at the start")
+    await core.start()
+    mine.set("after the start")
+    assert await core.propose(b"first", None) == "at the start"
+    assert await core.propose_many([b"x"] * 9999 + [b"last"], None) == ["first", *["x"] * 9999]  # in many slices
+    assert mine.get() == "after the start"
+
+    async def elsewhere() -> None:
+        mine.set("the proposer's")
+        assert await core.propose(b"again", None) == "last"
+
+    await asyncio.create_task(elsewhere())
+    await core.close(0)
+
+
+@on_every_loop
+async def test_a_callback_has_the_context_it_was_added_in() -> None:
+    mine: contextvars.ContextVar[int] = contextvars.ContextVar("mine", default=0)
+    seen: list[int] = []
+    core = await started()
+    call = core.propose(b"x", None)
+    for number in (1, 2):
+        mine.set(number)
+        call.add_done_callback(lambda _: seen.append(mine.get()))
+    mine.set(3)
+    call.add_done_callback(lambda _: seen.append(mine.get()), context=contextvars.Context())
+    await call
+    await asyncio.sleep(0)
+    assert seen == [1, 2, 0]
+    await core.close(0)
+
+
+@on_every_loop
 async def test_other_tasks_run_while_a_backlog_is_applied() -> None:
     since_tick = longest = 0
 
@@ -246,11 +288,15 @@ async def test_before_start_and_after_close() -> None:
         assert isinstance(error, aioraft.NodeClosedError), name
         assert error.outcome is aioraft.Outcome.NOT_COMMITTED
     assert isinstance(core.stopped, aioraft.NodeClosedError)
-    assert core.leadership[3] is None
+    assert core.leadership[2:] == (None, None)
+    status = from_core(core.status())
+    assert (status.role, status.term, status.leader) == ("closed", 1, None)
     await core.close(0)
 
     never = make_core()
+    assert never.status()["role"] == "forming"
     await never.close(1)
+    assert never.status()["role"] == "closed"
     assert type(refusal(never.start)) is aioraft.NodeClosedError
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,6 +45,7 @@ RESULTS: list[BaseException] = [
     StopAsyncIteration(),
     asyncio.InvalidStateError(),
     ExceptionGroup("several", [ValueError("a")]),
+    ExceptionGroup("several deep", [ValueError("a"), ExceptionGroup("deeper", [LookupError("b"), TypeError("c")])]),
     Unprintable(),
     aioraft.FatalError("made up"),
     aioraft.ApplyError("made up", 99),
@@ -56,11 +59,21 @@ FATAL: list[BaseException] = [
     asyncio.CancelledError(),
     GeneratorExit(),
     Foreign("base"),
+    ExceptionGroup("a disk among them", [ValueError("a"), OSError("disk")]),
+    ExceptionGroup("deep", [ValueError("a"), ExceptionGroup("deeper", [ExceptionGroup("deepest", [MemoryError()])])]),
+    ExceptionGroup("deep", [ExceptionGroup("deeper", [RecursionError("deep")])]),
+    BaseExceptionGroup("cancelled among them", [ValueError("a"), asyncio.CancelledError()]),
 ]
 
 
 def name(error: BaseException) -> str:
     return type(error).__name__
+
+
+def nested(error: Exception, depth: int) -> Exception:
+    for _ in range(depth):
+        error = ExceptionGroup("", [error])
+    return error
 
 
 def raises(error: BaseException) -> Callable[[aioraft.Entry], bytes]:
@@ -115,6 +128,7 @@ async def test_what_differs_between_replicas_stops_the_node(error: BaseException
     assert core.applied == 1
     assert type(core.stopped) is aioraft.FatalError
     assert core.stopped.__cause__ is error
+    assert (core.status()["role"], core.status()["leader"], core.leadership[2:]) == ("stopped", None, (None, None))
     for call in waiting_calls(core).values():
         refused = refusal(call)
         assert type(refused) is aioraft.FatalError
@@ -131,6 +145,27 @@ async def test_recursion_without_end_stops_the_node() -> None:
     assert type(raised) is aioraft.FatalError
     assert type(raised.__cause__) is RecursionError
     await core.close(0)
+
+
+@on_every_loop
+async def test_a_group_is_looked_into_at_any_depth() -> None:
+    errors = [nested(error, 20_000) for error in (ValueError("no"), OSError("disk"))]
+
+    def script(entry: aioraft.Entry) -> None:
+        raise errors[int(entry.data)]
+
+    core = await started(Scripted(script))
+    raised = await outcome(core.propose(b"0", None))
+    assert type(raised) is aioraft.ApplyError
+    assert core.stopped is None
+    raised = await outcome(core.propose(b"1", None))
+    assert type(raised) is aioraft.FatalError
+    await core.close(0)
+    del raised
+    while errors:  # CPython takes so deep a group apart only from outside
+        inner = errors.pop()
+        while isinstance(inner, ExceptionGroup):
+            (inner,) = inner.exceptions
 
 
 @pytest.mark.parametrize("kind", LOOPS)
@@ -197,13 +232,29 @@ async def test_closing_from_inside() -> None:
     calls = [core.propose(b"x", None) for _ in range(1000)]
     await asyncio.wait(calls)
     await closing[0]
-    answered = [call.result() for call in calls if call.exception() is None]
-    assert answered == [b"x"] * len(machine.seen)  # those of the same slice may be among them
-    assert machine.seen[:2] == [1, 2]
-    for call in calls:
-        raised = call.exception()
-        assert raised is None or isinstance(raised, aioraft.NodeClosedError)
-    assert core.applied == len(machine.seen)
+    assert machine.seen == [1, 2]  # the one that closed is the last
+    assert [call.result() for call in calls[:2]] == [b"x"] * 2
+    assert {type(call.exception()) for call in calls[2:]} == {aioraft.NodeClosedError}
+    assert core.applied == 2
+
+
+@on_every_loop
+async def test_other_tasks_run_between_two_slow_entries() -> None:
+    longest = since_tick = 0
+
+    def script(_: aioraft.Entry) -> None:
+        nonlocal longest, since_tick
+        since_tick += 1
+        longest = max(longest, since_tick)
+        time.sleep(0.01)
+
+    core = await started(Scripted(script))
+    backlog = core.propose_many([b"x"] * 50, None)
+    while not backlog.done():
+        await asyncio.sleep(0)
+        since_tick = 0
+    assert longest <= 2  # uvloop may call a reader twice between two turns of a task
+    await core.close(0)
 
 
 @on_every_loop
@@ -223,13 +274,69 @@ async def test_a_huge_result_is_handed_over_as_it_is() -> None:
 
 
 @on_every_loop
-async def test_any_object_may_be_a_result() -> None:
+async def test_any_other_object_may_be_a_result() -> None:
     loop = asyncio.get_running_loop()
-    odd: list[object] = [None, ValueError("returned, not raised"), loop.create_future(), NotImplemented, type]
+    odd: list[object] = [None, ValueError("returned, not raised"), (x for x in "x"), NotImplemented, Waitable, loop]
     core = await started(Scripted(lambda entry: odd[int(entry.data)]))
     for position, thing in enumerate(odd):
         assert await core.propose(str(position).encode(), None) is thing
     await core.close(0)
+
+
+class Waitable:
+    def __await__(self) -> Any:
+        yield
+
+
+async def work() -> None:
+    raise AssertionError("it ran")
+
+
+def task() -> asyncio.Task[None]:
+    async def nothing() -> None: ...
+
+    return asyncio.get_running_loop().create_task(nothing())
+
+
+AWAITABLES: dict[str, Callable[[], object]] = {
+    "coroutine": work,
+    "Future": lambda: asyncio.get_running_loop().create_future(),
+    "Task": task,
+    "Waitable": Waitable,
+}
+
+
+@pytest.mark.parametrize("kind", AWAITABLES)
+@on_every_loop
+async def test_an_awaitable_is_no_result(kind: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as "never awaited", which would come as an unraisable exception
+        core = await started(Scripted(lambda entry: AWAITABLES[kind]() if entry.data == b"a" else entry.data))
+        raised = await outcome(core.propose(b"a", None))
+        assert isinstance(raised, aioraft.ApplyError)
+        assert isinstance(raised.__cause__, TypeError)
+        assert f"awaitable ({kind})" in str(raised.__cause__)
+        assert "make it plain" in str(raised.__cause__)
+        assert await core.propose(b"b", None) == b"b"
+        await core.close(0)
+
+        core = await started(ScriptedBatch(lambda entries: [AWAITABLES[kind](), *[1] * (len(entries) - 1)]))
+        first, second = await core.propose_many([b"a", b"b"], None)
+        assert isinstance(first, aioraft.ApplyError)
+        assert isinstance(first.__cause__, TypeError)
+        assert (second, core.applied) == (1, 2)
+        await core.close(0)
+
+
+@on_every_loop
+async def test_an_awaitable_in_place_of_a_batch_stops_the_node() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        core = await started(ScriptedBatch(lambda _: work()))
+        raised = await outcome(core.propose(b"x", None))
+        assert type(raised) is aioraft.FatalError
+        assert "apply_batch returned an awaitable (coroutine)" in str(raised)
+        await core.close(0)
 
 
 # Batches
