@@ -10,7 +10,7 @@ export PROTOC := $(CURDIR)/$(BIN)/protoc
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-slow-disk verify fix bench fuzz soak stubs audit build venv wheel clean
+.PHONY: help demo test test-rust test-python test-slow-disk verify fix bench fuzz soak exits stubs audit build venv wheel clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -61,8 +61,12 @@ fuzz: $(BUILD_TOOLS) .tools/bin/cargo-fuzz ## Throw anything at wire, handshake,
 	@for target in frames handshake log_records peers; do \
 		RUSTUP_TOOLCHAIN=$${RUSTUP_TOOLCHAIN:-nightly} .tools/bin/cargo-fuzz run --fuzz-dir fuzz --sanitizer none $$target -- -max_total_time=$(or $(SECONDS),1200) -print_final_stats=1 || exit 1; \
 	done
+
 soak: build ## Three processes under faults: is memory flat, is all counted once? (SECONDS=3600)
 	@$(BIN)/python tests/soak/soak.py --seconds $(or $(SECONDS),3600)
+
+exits: venv build ## Every way to interrupt a node and to end its process, many times (RUNS=200)
+	AIORAFT_EXIT_RUNS=$(or $(RUNS),200) $(BIN)/python -m pytest --timeout 3600 -rP tests/python/test_node_exit.py tests/python/test_core_exit.py
 
 stubs: $(BUILD_TOOLS) ## Write stubs/aioraft/_core.pyi anew from the Rust sources
 	$(BIN)/maturin generate-stubs --features stubs --out stubs

@@ -328,8 +328,8 @@ impl Core {
     /// The newest known leadership: (version, term, leader, leading term). The version counts the changes. The leading
     /// term is set while this node leads and its state machine has applied what was committed before that term.
     #[getter]
-    fn leadership(&self) -> PyResult<View> {
-        self.check_owner()?;
+    fn leadership(&self, py: Python<'_>) -> PyResult<View> {
+        self.check_loop(py)?;
         Ok(self.state.lock().latch.view())
     }
 

@@ -1,8 +1,4 @@
-"""Programs that end in every way but the tidy one: `python core_programs.py NAME LOOP RUNS` runs one of them.
-
-Each says "done" when it has come as far as it should; how its interpreter ends behind that is what is tested. Each run
-is a process of its own, forked before there is any core or thread, which saves the imports.
-"""
+"""Programs over `aioraft._core.Core` and an echo that end in every way but the tidy one; see `programs.py`."""
 
 from __future__ import annotations
 
@@ -21,25 +17,9 @@ from typing import Any
 import aioraft
 from aioraft._core import Core
 from core_help import DEADLINE, LOOPS, Scripted, make_core, refusal, started, waiting_calls
+from programs import Programs, kept, run, say_done
 
-PROGRAMS: dict[str, Callable[[str], None]] = {}
-
-kept: list[object] = []  # alive until the interpreter ends
-
-
-def program(main: Callable[[str], None]) -> Callable[[str], None]:
-    PROGRAMS[main.__name__] = main
-    return main
-
-
-def say_done() -> None:
-    sys.stdout.write("done\n")
-    sys.stdout.flush()
-
-
-def run(kind: str, main: Any) -> Any:
-    with asyncio.Runner(loop_factory=LOOPS[kind]) as runner:
-        return runner.run(main)
+PROGRAMS = Programs()
 
 
 async def leave_in_flight(core: Core) -> list[asyncio.Task[Any]]:
@@ -56,7 +36,7 @@ async def propose_for_ever(core: Core) -> None:
         await core.propose(b"x", None)
 
 
-@program
+@PROGRAMS.add
 def never_started(kind: str) -> None:
     async def main() -> None:
         kept.append(make_core())
@@ -65,7 +45,7 @@ def never_started(kind: str) -> None:
     say_done()
 
 
-@program
+@PROGRAMS.add
 def without_close(kind: str) -> None:
     async def main() -> None:
         kept.append(await started())
@@ -74,7 +54,7 @@ def without_close(kind: str) -> None:
     say_done()
 
 
-@program
+@PROGRAMS.add
 def with_calls_in_flight(kind: str) -> None:
     async def main() -> None:
         core = await started(members=3)
@@ -85,7 +65,7 @@ def with_calls_in_flight(kind: str) -> None:
     say_done()
 
 
-@program
+@PROGRAMS.add
 def under_load(kind: str) -> None:
     async def main() -> None:
         core = await started()
@@ -99,7 +79,7 @@ def under_load(kind: str) -> None:
     say_done()
 
 
-@program
+@PROGRAMS.add
 def loop_stopped_in_between(kind: str) -> None:
     """The loop is neither run to its end nor closed."""
     warnings.simplefilter("ignore", ResourceWarning)  # the program's own fault
@@ -116,7 +96,7 @@ def loop_stopped_in_between(kind: str) -> None:
     say_done()
 
 
-@program
+@PROGRAMS.add
 def loop_closed_first(kind: str) -> None:
     async def main() -> Core:
         core = await started()
@@ -132,7 +112,7 @@ def loop_closed_first(kind: str) -> None:
     say_done()
 
 
-@program
+@PROGRAMS.add
 def loop_closed_while_closing(kind: str) -> None:
     async def main() -> None:
         core = await started(members=3)
@@ -144,7 +124,7 @@ def loop_closed_while_closing(kind: str) -> None:
     say_done()
 
 
-@program
+@PROGRAMS.add
 def ctrl_c(kind: str) -> None:
     async def main() -> None:
         core = await started(members=3)
@@ -158,7 +138,7 @@ def ctrl_c(kind: str) -> None:
     say_done()
 
 
-@program
+@PROGRAMS.add
 def ctrl_c_under_load(kind: str) -> None:
     """Wherever it strikes, the program ends."""
 
@@ -173,7 +153,7 @@ def ctrl_c_under_load(kind: str) -> None:
     say_done()
 
 
-@program
+@PROGRAMS.add
 def ctrl_c_in_apply(kind: str) -> None:
     def script(_: aioraft.Entry) -> None:
         raise KeyboardInterrupt
@@ -187,7 +167,7 @@ def ctrl_c_in_apply(kind: str) -> None:
     say_done()
 
 
-@program
+@PROGRAMS.add
 def exit_in_apply(kind: str) -> None:
     def script(_: aioraft.Entry) -> None:
         say_done()
@@ -201,7 +181,7 @@ def exit_in_apply(kind: str) -> None:
     run(kind, main())
 
 
-@program
+@PROGRAMS.add
 def failed_task_group(kind: str) -> None:
     async def main() -> None:
         core = await started()
@@ -216,7 +196,7 @@ def failed_task_group(kind: str) -> None:
     say_done()
 
 
-@program
+@PROGRAMS.add
 def dropped_in_another_thread(kind: str) -> None:
     async def main() -> Core:
         return await started()
@@ -231,7 +211,7 @@ def dropped_in_another_thread(kind: str) -> None:
     say_done()
 
 
-@program
+@PROGRAMS.add
 def loop_in_another_thread(kind: str) -> None:
     """The main thread ends first; the interpreter waits for the other."""
     running = threading.Event()
@@ -248,7 +228,7 @@ def loop_in_another_thread(kind: str) -> None:
     say_done()
 
 
-@program
+@PROGRAMS.add
 def loop_in_a_daemon_thread(kind: str) -> None:
     """The interpreter ends under a loop that is at work."""
     running = threading.Event()
@@ -265,7 +245,7 @@ def loop_in_a_daemon_thread(kind: str) -> None:
     say_done()
 
 
-@program
+@PROGRAMS.add
 def forked(kind: str) -> None:
     """In a child every use is refused, dropping the core harms nobody, and a core of its own works."""
 
@@ -319,20 +299,5 @@ def forked(kind: str) -> None:
     say_done()
 
 
-def runs_alone(times: int) -> bool:
-    """True in each of the processes that this one has made and waited for, one after the other."""
-    for _ in range(times):
-        pid = os.fork()
-        if pid == 0:
-            return True
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if status != 0:
-            sys.stderr.write(f"it ended with {status}\n")
-    return False
-
-
 if __name__ == "__main__":
-    name, kind, times = sys.argv[1:]
-    LOOPS[kind]().close()  # imports it
-    if runs_alone(int(times)):
-        PROGRAMS[name](kind)
+    PROGRAMS.run()

@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 
 import pytest
 
 import core_programs
-from core_help import DEADLINE, LOOPS
-
-RUNS = 7
-"""On each kind of loop."""
+from core_help import DEADLINE
+from programs import A_MOMENT_S, assert_it_ends
 
 
 @pytest.mark.parametrize("name", core_programs.PROGRAMS)
 def test_a_program_ends(name: str) -> None:
-    begin = [sys.executable, "-X", "faulthandler", "-W", "error", core_programs.__file__, name]
-    processes = {
-        kind: subprocess.Popen(
-            [*begin, kind, str(RUNS)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
-        for kind in LOOPS
-    }
-    try:
-        for kind, process in processes.items():
-            output, errors = process.communicate(timeout=DEADLINE)
-            assert (process.returncode, output, errors) == (0, "done\n" * RUNS, ""), kind
-    finally:
-        for process in processes.values():
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+    assert_it_ends(core_programs.__file__, name, runs=7, within_s=A_MOMENT_S)
 
 
 SECOND_INTERPRETER = """
