@@ -147,7 +147,7 @@ impl Core {
             }
         };
         let Some(options) = options else {
-            this.admit()?;
+            this.admit(py)?;
             return Err(RaftError::new_err("the node has been started already: start it once"));
         };
         this.loggers.refresh(py, &this.logs);
@@ -186,7 +186,7 @@ impl Core {
         this.check_call(py)?;
         let command = payload::copy(&data.0, this.settings.tuning.max_entry_bytes)?;
         let deadline_ns = deadline(timeout)?;
-        let port = this.running()?;
+        let port = this.running(py)?;
         if is_no_time(timeout) {
             return Err(errors::no_time_to_propose());
         }
@@ -224,7 +224,7 @@ impl Core {
         let copies = items.0.try_iter()?.map(|item| payload::copy(&item?, max_entry_bytes));
         let commands = copies.collect::<PyResult<Vec<_>>>()?;
         let deadline_ns = deadline(timeout)?;
-        let port = self.running()?;
+        let port = self.running(py)?;
         if commands.is_empty() {
             return Ok(self.futures.resolved(py, Vec::<Py<PyAny>>::new())?.into());
         }
@@ -258,7 +258,7 @@ impl Core {
     /// Look at `full` again afterwards.
     fn wait_room<'py>(&self, py: Python<'py>) -> PyResult<FutureOf<'py, Nothing>> {
         self.check_call(py)?;
-        self.running()?;
+        self.running(py)?;
         let future = self.futures.create(py)?;
         let mut state = self.state.lock();
         if state.room.is_empty() && self.room_left(&state) > 0 {
@@ -277,7 +277,7 @@ impl Core {
     fn read_barrier<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<FutureOf<'py, u64>> {
         self.check_call(py)?;
         let deadline_ns = deadline(timeout)?;
-        let port = self.running()?;
+        let port = self.running(py)?;
         if is_no_time(timeout) {
             return Err(errors::no_time_to_read());
         }
@@ -297,7 +297,7 @@ impl Core {
         max_bytes: u64,
     ) -> PyResult<FutureOf<'py, (Vec<Entry>, u64)>> {
         self.check_call(py)?;
-        let port = self.running()?;
+        let port = self.running(py)?;
         let future = self.futures.create(py)?;
         let token = self.state.lock().waiters.insert(Waiter::Range(future.clone().unbind()));
         port.inbox.request(Request::ReadApplied { token, after, max_bytes });
@@ -315,7 +315,7 @@ impl Core {
     #[pyo3(signature = (beyond: "int"))]
     fn wait_applied<'py>(&self, py: Python<'py>, beyond: u64) -> PyResult<FutureOf<'py, Nothing>> {
         self.check_call(py)?;
-        let port = self.running()?;
+        let port = self.running(py)?;
         if port.cursor.applied() > beyond {
             return Ok(self.futures.resolved(py, py.None())?.into());
         }
@@ -337,7 +337,7 @@ impl Core {
     #[pyo3(signature = (version: "int"))]
     fn wait_leadership<'py>(&self, py: Python<'py>, version: u64) -> PyResult<FutureOf<'py, Nothing>> {
         self.check_call(py)?;
-        self.running()?;
+        self.running(py)?;
         let future = self.futures.create(py)?;
         let mut state = self.state.lock();
         if state.latch.version() != version {
@@ -512,14 +512,24 @@ impl Core {
     }
 
     /// The port of a node that answers calls.
-    fn running(&self) -> PyResult<&Port> {
-        self.admit()?;
+    fn running(&self, py: Python<'_>) -> PyResult<&Port> {
+        self.admit(py)?;
         self.port.get().ok_or_else(|| refused(Refusal::New))
     }
 
-    fn admit(&self) -> PyResult<()> {
+    fn admit(&self, py: Python<'_>) -> PyResult<()> {
         let admitted = self.state.lock().admit();
-        admitted.map_err(refused)
+        admitted.map_err(|refusal| {
+            let error = refused(refusal);
+            error.set_cause(py, self.cause(py));
+            error
+        })
+    }
+
+    /// What `apply` raised, if that is why the node has stopped.
+    fn cause(&self, py: Python<'_>) -> Option<PyErr> {
+        let failure = self.state.lock().failure.as_ref().map(|(_, error)| error.clone_ref(py));
+        PyErr::from_value(failure?.into_bound(py).into_any()).cause(py)
     }
 
     fn room_left(&self, state: &State) -> usize {

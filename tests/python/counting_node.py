@@ -16,6 +16,7 @@ import json
 import logging
 import random
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -33,9 +34,12 @@ class Counts(aioraft.StateMachine[int]):
     def __init__(self) -> None:
         self.counts: collections.Counter[str] = collections.Counter()
         self.last_index = 0
+        self.seconds_per_entry = 0.0
         self._sequence = Sequence()
 
     def apply(self, entry: aioraft.Entry) -> int:
+        if self.seconds_per_entry:
+            time.sleep(self.seconds_per_entry)
         name: str = json.loads(entry.data)["name"]
         self.counts[name] += 1
         self.last_index = entry.index
@@ -91,6 +95,7 @@ class Replica:
             "status": self._status_now,
             "commits": self._commits,
             "block": self._block,
+            "slow": self._slow,
             "close": self._close,
         }
 
@@ -229,6 +234,10 @@ class Replica:
 
         asyncio.get_running_loop().call_soon(hold)
         return await held
+
+    async def _slow(self, seconds_per_entry: float) -> None:
+        """Take so long for each entry from now on."""
+        self._machine.seconds_per_entry = seconds_per_entry
 
     async def _close(self) -> int:
         """Close the node under the load it has; return how many commands this process has proposed in all."""

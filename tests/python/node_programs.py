@@ -21,7 +21,7 @@ from machines import Adder
 from programs import Programs, kept, run, say_done
 
 PROGRAMS = Programs()
-CONFIG = aioraft.Config(election_timeout=0.3, heartbeat_interval=0.03, close_timeout=0.2, max_pending_proposals=100)
+CONFIG = aioraft.Config(election_timeout=0.3, heartbeat_interval=0.03, close_timeout=0.05, max_pending_proposals=100)
 A_MOMENT_S = 0.01
 
 Call: TypeAlias = Callable[[], Coroutine[Any, Any, Any]]

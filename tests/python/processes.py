@@ -92,6 +92,11 @@ class Process:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def resident_bytes(self) -> int:
+        """The memory that it holds."""
+        return int(pathlib.Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
     async def start(self) -> None:
         assert self._process is None
         self.starts += 1

@@ -82,7 +82,7 @@ def assert_it_ends(module: str | None, name: str, *, runs: int, within_s: float)
     }
     try:
         for kind, process in processes.items():
-            output, errors = process.communicate(timeout=DEADLINE + runs)
+            output, errors = process.communicate(timeout=DEADLINE * (1 + runs / 10))
             said = [line.split() for line in output.splitlines()]
             assert (process.returncode, errors) == (0, ""), kind
             assert [what for what, _ in said] == ["done", "ended"] * runs, kind

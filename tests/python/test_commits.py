@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
+import pathlib
+import sys
 
 import pytest
 
@@ -72,6 +76,39 @@ async def test_it_ends_when_the_node_closes_and_raises_when_it_has_failed() -> N
 
 async def _read_all(commits: aioraft.Commits) -> list[bytes]:
     return [entry.data async for entry in commits]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+async def test_a_reader_that_stops_costs_nothing(tmp_path: pathlib.Path) -> None:
+    config = aioraft.Config(entry_cache_bytes=64 * 1024, max_unapplied_bytes=64 * 1024)
+    count, size = 20_000, 1000
+
+    async def fill(node: aioraft.Node[None]) -> None:
+        for _ in range(0, count, 500):
+            await node.propose_many([bytes(size)] * 500)
+
+    def resident_bytes() -> int:
+        gc.collect()
+        return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    async with Cluster(1, Forgetful, config=config, data_dir=tmp_path) as cluster:
+        (node,) = cluster.nodes
+        await fill(node)  # so that every buffer has its size
+        readers = [node.commits() for _ in range(100)]
+        await node.propose(b"first")
+        for reader in readers:
+            assert (await anext(reader)).data == b"first"
+        before = resident_bytes()
+        await fill(node)
+        assert (
+            resident_bytes() - before < count * size / 4
+        )  # the log's index is a twentieth; one reader's queue were all
+        for reader in readers:
+            assert (await anext(reader)).data == bytes(size)
+
+
+class Forgetful(aioraft.StateMachine[None]):
+    def apply(self, entry: aioraft.Entry) -> None: ...
 
 
 async def test_commits_of_a_cluster() -> None:

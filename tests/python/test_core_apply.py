@@ -133,6 +133,7 @@ async def test_what_differs_between_replicas_stops_the_node(error: BaseException
         refused = refusal(call)
         assert type(refused) is aioraft.FatalError
         assert refused.outcome is aioraft.Outcome.NOT_COMMITTED
+        assert refused.__cause__ is error
     await core.close(DEADLINE)
     assert type(refusal(lambda: core.propose(b"x", None))) is aioraft.FatalError
     assert machine.seen == [1, 2]

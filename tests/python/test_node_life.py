@@ -6,6 +6,7 @@ import asyncio
 import logging
 import pathlib
 import socket
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -50,8 +51,137 @@ async def test_before_and_after_its_life() -> None:
     with pytest.raises(aioraft.NodeClosedError) as caught:
         await node.propose(b"1")
     assert caught.value.outcome is aioraft.Outcome.NOT_COMMITTED
+    waits: list[Callable[[], Awaitable[object]]] = [
+        node.ready,
+        node.read_barrier,
+        node.wait_for_leader,
+        lambda: node.propose_many([b"1"]),
+    ]
+    for wait in waits:
+        with pytest.raises(aioraft.NodeClosedError):
+            await wait()
+    for call in (node.commits, node.leadership, node.leading):
+        with pytest.raises(aioraft.NodeClosedError, match="closed"):
+            call()
+    assert "closed" in repr(node)
+    status = node.status()
+    assert (status.id, status.role, status.leader) == (1, "closed", None)
     with pytest.raises(aioraft.NodeClosedError, match="make a new Node"):
         await node.start()
+
+
+async def test_a_reader_whose_node_closes_ends_and_later_ones_are_refused() -> None:
+    node = single()
+    await node.start()
+    await node.propose(b"1")
+
+    async def read() -> list[int]:
+        return [entry.index async for entry in commits]
+
+    commits = node.commits(after=0)
+    reading = asyncio.create_task(read())
+    waiting = asyncio.create_task(node.wait_stopped())
+    while commits.position == 0:
+        await asyncio.sleep(0)
+    closing = asyncio.create_task(node.aclose())
+    await asyncio.sleep(0)
+    with pytest.raises(aioraft.NodeClosedError):
+        node.commits()
+    await closing
+    assert len(await reading) == 1
+    with pytest.raises(StopAsyncIteration):
+        await anext(commits)
+    await waiting
+    await node.wait_stopped()  # also afterwards
+
+
+async def test_a_service_notices_that_its_node_has_stopped() -> None:
+    class Failing(Adder):
+        def apply(self, entry: aioraft.Entry) -> int:
+            raise OSError("no space left")
+
+    node = single(machine=Failing())
+    with pytest.raises(aioraft.NodeClosedError, match="not started"):
+        await node.wait_stopped()
+    reading: list[asyncio.Task[object]] = []
+    with pytest.raises(ExceptionGroup) as caught:
+        async with node, asyncio.TaskGroup() as tasks:
+            tasks.create_task(node.wait_stopped())
+            reading.append(asyncio.ensure_future(anext(node.commits())))
+            unheard = asyncio.create_task(node.propose(b"1"))
+            await asyncio.Event().wait()
+    (fatal,) = caught.value.exceptions
+    assert isinstance(fatal, aioraft.FatalError)
+    assert isinstance(fatal.__cause__, OSError)
+    for task in (unheard, *reading):
+        with pytest.raises(aioraft.FatalError, match="no space left"):
+            await task
+    for call in (node.commits, node.leadership, node.leading):
+        with pytest.raises(aioraft.FatalError, match="no space left"):
+            call()
+    with pytest.raises(aioraft.FatalError, match="no space left"):
+        await node.wait_stopped()
+    assert "stopped" in repr(node)
+    status = node.status()
+    assert (status.role, status.leader) == ("stopped", None)
+
+
+async def test_an_entry_that_stopped_a_node_is_applied_after_its_restart(tmp_path: pathlib.Path) -> None:
+    class FullDisk(Adder):
+        def apply(self, entry: aioraft.Entry) -> int:
+            if entry.data == b"2":
+                raise ExceptionGroup("while it wrote", [OSError("no space left")])
+            return super().apply(entry)
+
+    async with single(tmp_path, machine=FullDisk()) as node:
+        assert await node.propose(b"1") == 1
+        with pytest.raises(aioraft.FatalError) as caught:
+            await node.propose(b"2")
+        assert caught.value.outcome is aioraft.Outcome.UNKNOWN
+        assert node.state_machine.total == 1  # type: ignore[attr-defined]
+    async with single(tmp_path) as node:
+        assert await node.propose(b"3") == 6
+
+
+async def test_what_stops_one_replica_stops_no_other() -> None:
+    class Unlucky(Adder):
+        made = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            Unlucky.made += 1
+            self.is_unlucky = Unlucky.made == 1
+
+        def apply(self, entry: aioraft.Entry) -> int:
+            if self.is_unlucky and entry.data == b"2":
+                raise MemoryError
+            return super().apply(entry)
+
+    async with Cluster(3, Unlucky) as cluster:
+        unlucky, *others = cluster.nodes
+        assert await others[0].propose(b"2") == 2
+        with pytest.raises(aioraft.FatalError, match="MemoryError"):
+            await unlucky.wait_stopped()
+        assert [await other.propose(b"1") for other in others] == [3, 4]
+
+
+async def test_a_cancelled_wait_for_the_end_ends_nothing() -> None:
+    async with single() as node:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(node.wait_stopped(), 0.01)
+        assert await node.propose(b"1") == 1
+
+
+async def test_a_directory_serves_one_node_at_a_time(tmp_path: pathlib.Path) -> None:
+    async with single(tmp_path) as node:
+        second = single(tmp_path)
+        with pytest.raises(aioraft.FatalError, match="another node") as caught:
+            await second.start()
+        assert str(tmp_path) in str(caught.value)
+        assert "closed" in repr(second)
+        assert await node.propose(b"1") == 1
+    async with single(tmp_path) as node:
+        assert await node.propose(b"1") == 2
 
 
 async def test_a_state_machine_serves_one_node() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 import aioraft
 import ending_node
+from counting_node import PADDING_BYTES
 from processes import DEADLINE_S, HERE, make_random, reserved_addresses, three_processes
 
 pytestmark = pytest.mark.asyncio
@@ -136,6 +137,46 @@ async def test_a_leader_whose_application_blocks_its_loop_leads_on(tmp_path: pat
             assert status["longest_drain_ns"] < seconds * 1e9  # it was the application that held the loop
         assert {process.number: process.leaderships[-1] for process in processes.all} == before
         assert {process.number: len(process.leaderships) for process in processes.all} == changes
+        await processes.assert_counted_once()
+
+
+@pytest.mark.parametrize("role", ["leader", "follower"])
+async def test_a_state_machine_that_takes_a_second_holds_up_its_own_callers_only(
+    tmp_path: pathlib.Path, role: str
+) -> None:
+    most_pending, room = 8, 256 * 1024
+    limits = {"max_pending_proposals": most_pending, "max_unapplied_bytes": room, "entry_cache_bytes": room}
+    async with three_processes(tmp_path, make_random().randrange(10**9), **PRODUCTION, **limits) as processes:
+        leader = await processes.leader()
+        others = [process for process in processes.all if process is not leader]
+        slow = leader if role == "leader" else others[0]
+        quick = [process for process in processes.all if process is not slow]
+        await processes.ask(quick, "propose", count=1000)  # so that every buffer has its size
+        await processes.ask(processes.all, "report")
+        before = {process.number: process.leaderships[:] for process in processes.all}
+        resident_bytes = slow.resident_bytes
+
+        await slow.ask("slow", seconds_per_entry=1.0)
+        await slow.ask("load", in_flight=10 * most_pending)
+        for _ in range(3):
+            for results in await processes.ask(quick, "propose", count=1000):
+                assert results == [1] * 1000
+        status = await slow.ask("status")
+        behind_bytes = 6000 * sum(PADDING_BYTES) // len(PADDING_BYTES)
+        assert status["commit"] - status["python_applied"] > 5000
+        assert slow.resident_bytes - resident_bytes < behind_bytes / 2
+        # What is proposed here waits for room; one may just have got it.
+        assert most_pending - 1 <= status["pending_proposals"] <= most_pending
+        # The engine went on, and nobody noticed anything.
+        assert status["applied"] == status["commit"]
+        assert status["role"] == role
+        assert all(peer["connected"] for peer in status["peers"])
+        assert {process.number: process.leaderships for process in processes.all} == before
+
+        await slow.ask("slow", seconds_per_entry=0.0)
+        await processes.more([slow], 100)
+        await processes.stop_load()
+        assert {process.number: process.leaderships for process in processes.all} == before
         await processes.assert_counted_once()
 
 

@@ -53,6 +53,7 @@ async def the_node(node: aioraft.Node[int]) -> None:
     async for term in node.leading():
         async with term as entered:
             assert_type(entered, aioraft.Term)
+    assert_type(await node.wait_stopped(), None)
     assert_type(await node.aclose(), None)
 
 
