@@ -156,13 +156,10 @@ async def test_a_group_is_looked_into_at_any_depth() -> None:
         raise errors[int(entry.data)]
 
     core = await started(Scripted(script))
-    raised = await outcome(core.propose(b"0", None))
-    assert type(raised) is aioraft.ApplyError
-    assert core.stopped is None
-    raised = await outcome(core.propose(b"1", None))
-    assert type(raised) is aioraft.FatalError
+    # Only the types: nothing can print so deep a group.
+    kinds = [type(await outcome(core.propose(number, None))) for number in (b"0", b"1")]
+    assert kinds == [aioraft.ApplyError, aioraft.FatalError]
     await core.close(0)
-    del raised
     while errors:  # CPython takes so deep a group apart only from outside
         inner = errors.pop()
         while isinstance(inner, ExceptionGroup):
