@@ -84,7 +84,8 @@ class ConfigError(RaftError, ValueError):
 
 
 class FatalError(RaftError):
-    """This node has stopped: its disk failed, or a rule that keeps the data safe did not hold. The message says which.
+    """This node has stopped: its disk failed, `apply` raised what may differ from replica to replica, or a rule that
+    keeps the data safe did not hold. The message says which; what `apply` raised is the `__cause__`.
 
     Every call in flight ends with it and every later call raises it. The files stay as they were; the other nodes
     go on. `outcome` is `Outcome.UNKNOWN` for a proposal that was under way, since they may apply it,
