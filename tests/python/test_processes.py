@@ -158,13 +158,16 @@ async def test_a_state_machine_that_takes_a_second_holds_up_its_own_callers_only
 
         await slow.ask("slow", seconds_per_entry=1.0)
         await slow.ask("load", in_flight=10 * most_pending)
-        for _ in range(3):
+        rounds = 6
+        for _ in range(rounds):
             for results in await processes.ask(quick, "propose", count=1000):
                 assert results == [1] * 1000
         status = await slow.ask("status")
-        behind_bytes = 6000 * sum(PADDING_BYTES) // len(PADDING_BYTES)
-        assert status["commit"] - status["python_applied"] > 5000
-        assert slow.resident_bytes - resident_bytes < behind_bytes / 2
+        behind = len(quick) * rounds * 1000
+        assert status["commit"] - status["python_applied"] > 0.9 * behind
+        # A third of it is due to the allocator and the way in; without the limits it is all of it and more.
+        behind_bytes = behind * sum(PADDING_BYTES) / len(PADDING_BYTES)
+        assert slow.resident_bytes - resident_bytes < 2 / 3 * behind_bytes
         # What is proposed here waits for room; one may just have got it.
         assert most_pending - 1 <= status["pending_proposals"] <= most_pending
         # The engine went on, and nobody noticed anything.
