@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import socket
 from collections.abc import Iterable, Mapping
@@ -387,7 +388,7 @@ class Node(Generic[R]):
         core = self._core
         stopped = core.stopped
         if stopped is not None:
-            raise type(stopped)(*stopped.args) from stopped.__cause__  # each time with a traceback of its own
+            raise copy.copy(stopped) from stopped.__cause__  # each time with a traceback of its own
         if self._closing:
             raise self._not_running()
         return core

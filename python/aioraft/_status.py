@@ -7,9 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 __all__ = ["PeerState", "PeerStatus", "Role", "Status"]
 
-Role: TypeAlias = Literal[
-    "leader", "follower", "candidate", "pre-candidate", "learner", "forming", "closed", "stopped"
-]
+Role: TypeAlias = Literal["leader", "follower", "candidate", "pre-candidate", "learner", "forming", "closed", "stopped"]
 """What a node is in its cluster: "forming" until all members have met once. A "learner" does not vote. A node that has
 ended is "closed", or "stopped" if it stopped by itself, and knows of no leader and no connection any more."""
 

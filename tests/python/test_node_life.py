@@ -117,8 +117,9 @@ async def test_a_service_notices_that_its_node_has_stopped() -> None:
         with pytest.raises(aioraft.FatalError, match="no space left"):
             await task
     for call in (node.commits, node.leadership, node.leading):
-        with pytest.raises(aioraft.FatalError, match="no space left"):
+        with pytest.raises(aioraft.FatalError, match="no space left") as refused:
             call()
+        assert isinstance(refused.value.__cause__, OSError)
     with pytest.raises(aioraft.FatalError, match="no space left"):
         await node.wait_stopped()
     assert "stopped" in repr(node)
@@ -175,7 +176,7 @@ async def test_a_cancelled_wait_for_the_end_ends_nothing() -> None:
 async def test_a_directory_serves_one_node_at_a_time(tmp_path: pathlib.Path) -> None:
     async with single(tmp_path) as node:
         second = single(tmp_path)
-        with pytest.raises(aioraft.FatalError, match="another node") as caught:
+        with pytest.raises(aioraft.ConfigError, match="another node") as caught:
             await second.start()
         assert str(tmp_path) in str(caught.value)
         assert "closed" in repr(second)
