@@ -199,7 +199,6 @@ impl Node {
         self.take_answers()?;
         self.take_events();
         self.take_inbox()?;
-        self.engine.handle_application_applied(self.port.cursor.applied());
         let ticked = self.tick();
         let now = Now { boottime_ns: clock::boottime_ns(), wall_ns: clock::wall_ns() };
         for effect in self.engine.poll(now)? {
@@ -370,6 +369,8 @@ impl Node {
     fn take_inbox(&mut self) -> Result<(), Stop> {
         let mut inbox = std::mem::take(&mut self.inbox);
         self.port.inbox.take(&mut inbox);
+        // A request may rest on the cursor as its sender saw it: what is read here is at least that.
+        self.engine.handle_application_applied(self.port.cursor.applied());
         for Proposal { token, command, deadline_ns } in inbox.proposals.drain(..) {
             self.engine.handle_proposal(token, command, deadline_ns.unwrap_or(u64::MAX));
         }

@@ -304,3 +304,23 @@ fn c1_an_application_that_falls_behind_is_handed_no_more_until_it_catches_up() {
         assert_eq!(rig.port.cursor.applied(), last);
     });
 }
+
+#[test]
+fn c5_a_reader_that_saw_the_cursor_move_is_answered_with_what_it_saw_applied() {
+    run(async {
+        let mut rig = Rig::new(1);
+        rig.propose(1, b"x");
+        rig.until("applied", |rig| rig.node.engine.status().applied == 3).await;
+        rig.ticks(1).await;
+        rig.completions();
+        // Between two rounds the application applies it, sees that, and asks.
+        rig.port.cursor.set_applied(3);
+        rig.port.inbox.request(Request::ReadApplied { token: 2, after: 0, max_bytes: 1 << 20 });
+        let _ = rig.node.round().unwrap();
+        let ranges = rig.completions().into_iter().filter_map(|done| match done {
+            Completion::Range { token: 2, result: Ok((entries, through)) } => Some((entries.len(), through)),
+            _ => None,
+        });
+        assert_eq!(ranges.collect::<Vec<_>>(), [(1, 3)]);
+    });
+}
