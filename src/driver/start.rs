@@ -161,6 +161,7 @@ fn settings(options: &Options, record: &NodeRecord) -> Settings {
     Settings {
         id: options.id,
         boot: record.boot,
+        nonce: record.nonce,
         voters: options.members.keys().copied().collect::<Vec<NodeId>>(),
         election_ticks: tuning.election_ticks(),
         heartbeat_ticks: super::options::Tuning::HEARTBEAT_TICKS as usize,

@@ -10,7 +10,18 @@ use raft::eraftpb::Entry;
 use super::command::{Command, Header};
 use super::log_view::LogView;
 use super::session::{Sessions, Verdict};
-use super::{Applied, Fault, Token};
+use super::{Applied, Fault, NodeId, Token};
+
+/// One start of a node, as its commands name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The node.
+    pub id: NodeId,
+    /// Counts its starts.
+    pub boot: u64,
+    /// Drawn at the start.
+    pub nonce: u64,
+}
 
 /// What one entry occupies in a queue beyond its payload, roughly.
 const ENTRY_OVERHEAD_BYTES: usize = 64;
@@ -28,6 +39,7 @@ pub struct Batch {
 
 /// The replicated state of the engine, and what of it the application has yet to see.
 pub struct Applier {
+    own: Origin,
     sessions: Sessions,
     timestamp_ns: u64,
     applied: u64,
@@ -49,9 +61,10 @@ fn weight(payload: &Command) -> usize {
 }
 
 impl Applier {
-    /// Nothing is applied beyond `index`, where the log begins.
-    pub fn new(index: u64, fresh_bytes_max: usize) -> Self {
+    /// Nothing is applied beyond `index`, where the log begins. `own` is this start of this node.
+    pub fn new(own: Origin, index: u64, fresh_bytes_max: usize) -> Self {
         Self {
+            own,
             sessions: Sessions::default(),
             timestamp_ns: 0,
             applied: index,
@@ -94,7 +107,9 @@ impl Applier {
         let command = Command::from_bytes(entry.data).map_err(|source| Fault::Entry { index, source })?;
         let header = command.header();
         self.timestamp_ns = self.timestamp_ns.max(header.timestamp_ns);
-        if self.sessions.admit(&header) == Verdict::Skip {
+        let verdict = self.sessions.admit(&header);
+        self.check_own(index, &header, verdict)?;
+        if verdict == Verdict::Skip {
             self.skipped.push(index);
             self.pass(index);
             return Ok(());
@@ -108,6 +123,22 @@ impl Applier {
             self.tokens.insert(index, token);
         }
         self.applied = index;
+        Ok(())
+    }
+
+    /// A command in this node's name that this start did not propose, and whose session it takes: from now on whatever
+    /// this start proposes is skipped, and the other's numbers would be taken for its own (rule S2).
+    fn check_own(&self, index: u64, header: &Header, verdict: Verdict) -> Result<(), Fault> {
+        let Origin { id, boot, nonce } = self.own;
+        if header.origin != id || (header.boot, header.nonce) == (boot, nonce) {
+            return Ok(());
+        }
+        if header.boot > boot {
+            return Err(Fault::RolledBack { index, found: header.boot, boot });
+        }
+        if header.boot == boot && verdict == Verdict::Fresh {
+            return Err(Fault::Copied { index });
+        }
         Ok(())
     }
 
@@ -175,6 +206,8 @@ mod tests {
     use super::*;
     use crate::storage::{memory, GroupState};
 
+    const OWN: Origin = Origin { id: 1, boot: 1, nonce: 0 };
+
     fn entry(index: u64, number: u64) -> Entry {
         let mut command = Command::new(&[index as u8; 100]);
         command.set_origin(1, 1, number);
@@ -191,7 +224,7 @@ mod tests {
         let state = GroupState { truncated: (1, 1), last_index: 1, ..Default::default() };
         let mut log = LogView::new(1, state, ConfState::default(), Arc::clone(&memory::open().reader), usize::MAX);
         log.append(1, entries);
-        let mut applier = Applier::new(1, fresh_bytes_max);
+        let mut applier = Applier::new(OWN, 1, fresh_bytes_max);
         for entry in entries {
             match entry.data.is_empty() {
                 true => applier.pass(entry.index),
@@ -244,6 +277,38 @@ mod tests {
         assert_eq!(applier.read_again(&log, 4, 4, u64::MAX).unwrap().1, 4);
     }
 
+    /// A command of node `id`, with the number 1.
+    fn of(id: NodeId, boot: u64, nonce: u64, index: u64) -> Entry {
+        let mut command = Command::new(b"");
+        command.set_origin(id, boot, 1);
+        command.set_nonce(nonce);
+        Entry { index, term: 2, data: command.into_bytes(), ..Default::default() }
+    }
+
+    #[test]
+    fn s2_a_start_that_finds_a_later_one_of_its_node_in_the_log_stops() {
+        let own = Origin { id: 1, boot: 5, nonce: 50 };
+        let mut applier = Applier::new(own, 1, 0);
+        for (index, entry) in [of(1, 4, 40, 2), of(2, 9, 90, 3), of(1, 5, 50, 4)].into_iter().enumerate() {
+            assert!(applier.apply(entry, |_| None).is_ok(), "{index}");
+        }
+        let error = applier.apply(of(1, 6, 60, 5), |_| None).unwrap_err().to_string();
+        assert!(error.contains("start 6") && error.contains("start 5") && error.contains("rolled back"), "{error}");
+    }
+
+    #[test]
+    fn s2_of_two_processes_from_one_directory_the_one_whose_session_is_taken_stops() {
+        let own = Origin { id: 1, boot: 5, nonce: 50 };
+        let mut late = Applier::new(own, 1, 0);
+        let error = late.apply(of(1, 5, 51, 2), |_| None).unwrap_err().to_string();
+        assert!(error.contains("entry 2") && error.contains("another process"), "{error}");
+        let mut first = Applier::new(own, 1, 0);
+        first.apply(of(1, 5, 50, 2), |_| None).unwrap();
+        let nobody = |_: &Header| -> Option<Token> { panic!("the copy's command is applied") };
+        first.apply(of(1, 5, 51, 3), nobody).unwrap();
+        assert_eq!(first.skipped(), 1);
+    }
+
     #[test]
     fn time_never_runs_back_along_the_log() {
         let stamped = |index, number, stamp| {
@@ -260,7 +325,7 @@ mod tests {
     fn an_entry_of_a_later_format_stops_the_node() {
         let mut damaged = entry(2, 1);
         damaged.data[0] = 9;
-        let error = Applier::new(1, 0).apply(damaged, |_| None).unwrap_err().to_string();
+        let error = Applier::new(OWN, 1, 0).apply(damaged, |_| None).unwrap_err().to_string();
         assert!(error.contains("entry 2") && error.contains("upgrade"), "{error}");
     }
 }

@@ -15,11 +15,12 @@
 //! | 32 | 8 | floor: the origin's lowest number not yet resolved |
 //! | 40 | 8 | timestamp: replicated time in nanoseconds (design decision 8) |
 //! | 48 | 8 | wall clock of the leader in nanoseconds since the Unix epoch, for people |
+//! | 56 | 8 | nonce of the origin's start: two copies of one directory differ in it (rule S2) |
 
 use super::NodeId;
 
 /// Bytes in front of the payload of every command.
-pub const HEADER_LEN: usize = 56;
+pub const HEADER_LEN: usize = 64;
 
 /// The format written by this build.
 pub const VERSION: u8 = 1;
@@ -49,6 +50,8 @@ pub struct Header {
     pub timestamp_ns: u64,
     /// The leader's wall clock, nanoseconds since the Unix epoch.
     pub wall_ns: u64,
+    /// The nonce of the origin's start.
+    pub nonce: u64,
 }
 
 /// An encoded command: [`HEADER_LEN`] bytes of header, then the payload.
@@ -130,6 +133,11 @@ impl Command {
         self.put(24, number);
     }
 
+    /// Writes which start of the origin proposed it (rule S2).
+    pub fn set_nonce(&mut self, nonce: u64) {
+        self.put(56, nonce);
+    }
+
     /// Writes the origin's lowest unresolved number (rule S1).
     pub fn set_floor(&mut self, floor: u64) {
         self.put(32, floor);
@@ -147,7 +155,7 @@ impl Command {
 }
 
 const BLANK: Header =
-    Header { kind: Kind::Application, origin: 0, boot: 0, number: 0, floor: 0, timestamp_ns: 0, wall_ns: 0 };
+    Header { kind: Kind::Application, origin: 0, boot: 0, number: 0, floor: 0, timestamp_ns: 0, wall_ns: 0, nonce: 0 };
 
 /// Reads the header of an encoded command.
 pub fn decode(bytes: &[u8]) -> Result<Header, CommandError> {
@@ -182,6 +190,7 @@ pub fn decode(bytes: &[u8]) -> Result<Header, CommandError> {
         floor: get(32),
         timestamp_ns: get(40),
         wall_ns: get(48),
+        nonce: get(56),
     })
 }
 
@@ -195,6 +204,7 @@ mod tests {
         command.set_origin(3, 7, 11);
         command.set_floor(9);
         command.set_time(1_000, 2_000);
+        command.set_nonce(13);
         let read = Command::from_bytes(command.clone().into_bytes());
         assert_eq!(read, Ok(command.clone()));
         assert_eq!(
@@ -206,7 +216,8 @@ mod tests {
                 number: 11,
                 floor: 9,
                 timestamp_ns: 1_000,
-                wall_ns: 2_000
+                wall_ns: 2_000,
+                nonce: 13
             }
         );
         assert_eq!(command.payload(), b"payload");

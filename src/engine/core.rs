@@ -7,7 +7,7 @@ use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType};
 use raft::{ProgressState, RawNode, StateRole};
 
 use super::admission::{self, Refused};
-use super::applier::{Applier, Batch};
+use super::applier::{Applier, Batch, Origin};
 use super::command::{self, Command};
 use super::log_view::LogView;
 use super::persist::{Persist, PersistQueue};
@@ -32,6 +32,8 @@ pub struct Settings {
     pub id: NodeId,
     /// This start's boot number (rule S2).
     pub boot: u64,
+    /// Drawn at this start (rule S2).
+    pub nonce: u64,
     /// The voters at the bootstrap.
     pub voters: Vec<NodeId>,
     /// Ticks without a leader before an election; raft-rs draws between this and twice this.
@@ -127,13 +129,14 @@ impl Engine {
         };
         let first_voter = settings.voters.iter().min() == Some(&settings.id);
         let alone = settings.voters == [settings.id];
+        let own = Origin { id: settings.id, boot: settings.boot, nonce: settings.nonce };
         Ok(Self {
             id: settings.id,
             raw: RawNode::new(&config, log, logger)?,
             persist: PersistQueue::default(),
             commit_unsaved: false,
-            applier: Applier::new(begin, settings.max_fresh_bytes),
-            proposals: Proposals::new(settings.id, settings.boot, settings.election_ticks),
+            applier: Applier::new(own, begin, settings.max_fresh_bytes),
+            proposals: Proposals::new(own, settings.election_ticks),
             forwarded: Vec::new(),
             hold_proposals: false,
             reads: Reads::new(settings.id, settings.boot, settings.election_ticks),
@@ -514,12 +517,9 @@ impl Engine {
                 }
                 Some(EntryType::EntryNormal) => {
                     let (proposals, awaiting) = (&mut self.proposals, &mut self.awaiting_application);
-                    let (id, earliest_ns) = (self.id, &mut self.awaiting_deadline_ns);
+                    let earliest_ns = &mut self.awaiting_deadline_ns;
                     self.applier.apply(entry, |header| {
-                        if header.origin != id {
-                            return None;
-                        }
-                        let (token, deadline_ns) = proposals.applied(header.boot, header.number)?;
+                        let (token, deadline_ns) = proposals.applied(header)?;
                         *earliest_ns = deadline_ns.min(*earliest_ns);
                         awaiting.push_back((index, Reader { token, deadline_ns }));
                         Some(token)

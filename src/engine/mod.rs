@@ -176,6 +176,28 @@ pub enum Fault {
         /// What is wrong with it.
         source: CommandError,
     },
+    /// The log holds what a later start of this node proposed.
+    #[error(
+        "entry {index} of the log was proposed by start {found} of this node, and this is start {boot}: its data \
+         directory was rolled back or copied; remove it and start this node as a new member"
+    )]
+    RolledBack {
+        /// Where it stands.
+        index: u64,
+        /// Which start proposed it.
+        found: u64,
+        /// This start.
+        boot: u64,
+    },
+    /// The log holds what another process proposed in this node's name.
+    #[error(
+        "entry {index} of the log was proposed by another process that runs as this node, from a copy of its data \
+         directory: stop both, and let a new member take their place"
+    )]
+    Copied {
+        /// Where it stands.
+        index: u64,
+    },
     /// A membership change, a snapshot: written by a newer build.
     #[error("the log holds {what} at index {index}, which this version of aioraft does not know: upgrade this node")]
     Unknown {

@@ -5,7 +5,8 @@
 
 use std::collections::VecDeque;
 
-use super::command::Command;
+use super::applier::Origin;
+use super::command::{Command, Header};
 use super::session::WINDOW;
 use super::{Failure, NodeId, Token};
 
@@ -52,8 +53,7 @@ struct Waiting {
 /// All proposals of this node, by number.
 #[derive(Debug)]
 pub struct Proposals {
-    origin: NodeId,
-    boot: u64,
+    own: Origin,
     /// The number of `window[0]`; everything below is resolved.
     floor: u64,
     window: VecDeque<Option<Pending>>,
@@ -74,11 +74,10 @@ pub struct Proposals {
 }
 
 impl Proposals {
-    /// None yet in this boot.
-    pub fn new(origin: NodeId, boot: u64, election_ticks: usize) -> Self {
+    /// None yet in this start, `own`.
+    pub fn new(own: Origin, election_ticks: usize) -> Self {
         Self {
-            origin,
-            boot,
+            own,
             floor: 1,
             window: VecDeque::new(),
             waiting: VecDeque::new(),
@@ -105,7 +104,8 @@ impl Proposals {
         while (self.window.len() as u64) < WINDOW {
             let Some(Waiting { token, mut command, deadline_ns }) = self.waiting.pop_front() else { return };
             let number = self.floor + self.window.len() as u64;
-            command.set_origin(self.origin, self.boot, number);
+            command.set_origin(self.own.id, self.own.boot, number);
+            command.set_nonce(self.own.nonce);
             self.first_due = self.first_due.min(number);
             let attempt = Attempt::Due;
             self.window.push_back(Some(Pending { token, command, deadline_ns, attempt, attempts: 0, refused: 0 }));
@@ -229,7 +229,7 @@ impl Proposals {
     /// The leader refused this attempt before it appended anything. An answer to an earlier attempt of the same number
     /// counts as well: each attempt is answered at most once.
     pub fn refused(&mut self, boot: u64, number: u64, by: NodeId) {
-        if boot != self.boot {
+        if boot != self.own.boot {
             return;
         }
         let Some(pending) = self.slot(number).and_then(Option::as_mut) else { return };
@@ -252,12 +252,13 @@ impl Proposals {
         self.window.get_mut(usize::try_from(at).ok()?)
     }
 
-    /// This number is applied here: its proposal is resolved. Returns who waits for it, and until when.
-    pub fn applied(&mut self, boot: u64, number: u64) -> Option<(Token, u64)> {
-        if boot != self.boot {
+    /// A command is applied here. If this start proposed it, it is resolved: returns who waits for it, and until when.
+    pub fn applied(&mut self, header: &Header) -> Option<(Token, u64)> {
+        let origin = Origin { id: header.origin, boot: header.boot, nonce: header.nonce };
+        if origin != self.own {
             return None;
         }
-        let pending = self.take(number)?;
+        let pending = self.take(header.number)?;
         self.raise_floor();
         Some((pending.token, pending.deadline_ns))
     }
@@ -345,8 +346,21 @@ impl Proposals {
 mod tests {
     use super::*;
 
+    const OWN: Origin = Origin { id: 1, boot: 1, nonce: 7 };
+
+    fn header_of(origin: Origin, number: u64) -> Header {
+        let mut command = Command::new(b"");
+        command.set_origin(origin.id, origin.boot, number);
+        command.set_nonce(origin.nonce);
+        command.header()
+    }
+
+    fn header(number: u64) -> Header {
+        header_of(OWN, number)
+    }
+
     fn proposals(count: u64) -> Proposals {
-        let mut proposals = Proposals::new(1, 1, 10);
+        let mut proposals = Proposals::new(OWN, 10);
         for token in 1..=count {
             proposals.add(token, Command::new(b"x"), 100 * token);
         }
@@ -372,12 +386,15 @@ mod tests {
     fn s1_numbers_are_kept_through_every_attempt_and_the_floor_follows_what_is_resolved() {
         let mut proposals = proposals(3);
         assert_eq!(send(&mut proposals, None, 2), [(1, 1), (2, 1), (3, 1)]);
-        assert_eq!(proposals.applied(1, 2), Some((2, 200)));
+        assert_eq!(proposals.applied(&header(2)), Some((2, 200)));
         assert_eq!(proposals.floor(), 1);
-        assert_eq!(proposals.applied(1, 1), Some((1, 100)));
+        assert_eq!(proposals.applied(&header(1)), Some((1, 100)));
         assert_eq!(proposals.floor(), 3);
-        assert_eq!(proposals.applied(1, 1), None, "resolved once");
-        assert_eq!(proposals.applied(9, 3), None, "another boot's number");
+        assert_eq!(proposals.applied(&header(1)), None, "resolved once");
+        let of = |id, boot, nonce| header_of(Origin { id, boot, nonce }, 3);
+        for other in [of(9, 1, 7), of(1, 9, 7), of(1, 1, 9)] {
+            assert_eq!(proposals.applied(&other), None, "another node's, another boot's, a copy's number");
+        }
         proposals.term_began(3);
         assert_eq!(send(&mut proposals, Some(2), 3), [(3, 3)]);
         assert_eq!(proposals.reproposals(), 1);
@@ -417,14 +434,14 @@ mod tests {
 
     #[test]
     fn what_is_on_its_way_to_the_leader_is_bounded() {
-        let mut proposals = Proposals::new(1, 1, 10);
+        let mut proposals = Proposals::new(OWN, 10);
         for token in 0..40 {
             proposals.add(token, Command::new(&[0; 1 << 20]), u64::MAX);
         }
         let first = send(&mut proposals, Some(2), 2).len();
         assert_eq!(first, 16);
         assert_eq!(send(&mut proposals, Some(2), 2).len(), 0);
-        assert!(proposals.applied(1, 1).is_some());
+        assert!(proposals.applied(&header(1)).is_some());
         assert_eq!(send(&mut proposals, Some(2), 2), [(17, 2)]);
         proposals.route_lost(2);
         assert_eq!(send(&mut proposals, None, 3).len(), 39, "into this node's own log there is no such bound");
@@ -453,7 +470,7 @@ mod tests {
 
     #[test]
     fn deadlines_pass_in_their_own_order() {
-        let mut proposals = Proposals::new(1, 1, 10);
+        let mut proposals = Proposals::new(OWN, 10);
         for (token, deadline) in [(1, u64::MAX), (2, 50), (3, 10)] {
             proposals.add(token, Command::new(b""), deadline);
         }
@@ -469,9 +486,9 @@ mod tests {
     fn s1_beyond_the_window_a_proposal_waits_for_a_number() {
         let mut proposals = proposals(WINDOW + 1);
         assert_eq!(send(&mut proposals, None, 2).len() as u64, WINDOW);
-        proposals.applied(1, 2);
+        proposals.applied(&header(2));
         assert_eq!(proposals.due(), 0, "the floor did not move");
-        proposals.applied(1, 1);
+        proposals.applied(&header(1));
         assert_eq!(send(&mut proposals, None, 2), [(WINDOW + 1, 3)]);
     }
 

@@ -31,6 +31,8 @@ pub struct Sessions {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Session {
     boot: u64,
+    /// Of the start whose command came first in the log: a copy of the directory, started as well, is not it.
+    nonce: u64,
     floor: u64,
     /// Bit `i` of the whole says that number `floor_word * 64 + i` was applied.
     applied: VecDeque<u64>,
@@ -40,12 +42,12 @@ impl Sessions {
     /// Decides about a command at its place in the log and remembers the decision.
     /// Same log, same verdicts, on every replica.
     pub fn admit(&mut self, header: &Header) -> Verdict {
-        let session = self.origins.entry(header.origin).or_insert_with(|| Session::new(header.boot));
-        if header.boot < session.boot {
+        let session = self.origins.entry(header.origin).or_insert_with(|| Session::new(header));
+        if header.boot < session.boot || (header.boot == session.boot && header.nonce != session.nonce) {
             return Verdict::Skip;
         }
         if header.boot > session.boot {
-            *session = Session::new(header.boot);
+            *session = Session::new(header);
         }
         session.raise_floor(header.floor);
         session.mark(header.number)
@@ -59,8 +61,8 @@ impl Sessions {
 }
 
 impl Session {
-    fn new(boot: u64) -> Self {
-        Self { boot, floor: 0, applied: VecDeque::new() }
+    fn new(header: &Header) -> Self {
+        Self { boot: header.boot, nonce: header.nonce, floor: 0, applied: VecDeque::new() }
     }
 
     fn raise_floor(&mut self, floor: u64) {
@@ -100,7 +102,7 @@ mod tests {
     use crate::engine::command::Kind;
 
     fn header(boot: u64, number: u64, floor: u64) -> Header {
-        Header { kind: Kind::Application, origin: 1, boot, number, floor, timestamp_ns: 0, wall_ns: 0 }
+        Header { kind: Kind::Application, origin: 1, boot, number, floor, timestamp_ns: 0, wall_ns: 0, nonce: 0 }
     }
 
     #[test]
@@ -134,6 +136,19 @@ mod tests {
         assert_eq!(sessions.admit(&header(1, 10, 9)), Verdict::Skip);
         assert_eq!(sessions.admit(&header(3, 1, 1)), Verdict::Fresh);
         assert_eq!(sessions.admit(&header(2, 10, 9)), Verdict::Skip);
+    }
+
+    #[test]
+    fn s2_of_two_starts_with_one_boot_the_first_in_the_log_counts() {
+        let copy = |boot, number| Header { nonce: 9, ..header(boot, number, 1) };
+        let mut sessions = Sessions::default();
+        assert_eq!(sessions.admit(&header(2, 1, 1)), Verdict::Fresh);
+        assert_eq!(sessions.admit(&copy(2, 2)), Verdict::Skip, "though its number is new");
+        assert_eq!(sessions.admit(&Header { floor: 50, ..copy(2, 60) }), Verdict::Skip);
+        assert_eq!(sessions.of(1), Some((2, 1)), "nor does it move the floor");
+        assert_eq!(sessions.admit(&header(2, 2, 1)), Verdict::Fresh);
+        assert_eq!(sessions.admit(&copy(3, 1)), Verdict::Fresh, "a later start is another matter");
+        assert_eq!(sessions.admit(&header(3, 2, 1)), Verdict::Skip);
     }
 
     proptest! {

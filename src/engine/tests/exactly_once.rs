@@ -94,6 +94,24 @@ fn s2_what_an_earlier_boot_left_on_the_way_is_skipped() {
 }
 
 #[test]
+fn s2_a_copys_command_of_the_same_number_resolves_nothing_here() {
+    let mut world = World::led_by(1, 1);
+    let mut copied = Command::new(b"of the copy");
+    copied.set_origin(1, 1, 1);
+    copied.set_nonce(9);
+    assert!(world.machine(1).engine.handle_forwarded(1, copied));
+    world.propose(1, 7, b"of this node");
+    world.poll(1);
+    let now = world.now;
+    let machine = world.machine(1);
+    let written = machine.unsynced.back().unwrap().number;
+    machine.engine.handle_persisted(written);
+    assert!(matches!(machine.engine.poll(now), Err(Fault::Copied { .. })));
+    assert!(machine.engine.hand_out(1 << 16).unwrap().is_none_or(|batch| batch.entries.is_empty()));
+    assert!(machine.resolved.is_empty());
+}
+
+#[test]
 fn a_follower_that_is_no_leader_refuses_and_the_origin_finds_the_leader() {
     let mut world = World::led_by(1, 3);
     world.isolate(1);

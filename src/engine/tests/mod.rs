@@ -65,6 +65,7 @@ pub(super) fn settings(id: NodeId, boot: u64, voters: &[NodeId]) -> Settings {
     Settings {
         id,
         boot,
+        nonce: 100 * id + boot,
         voters: voters.to_vec(),
         election_ticks: ELECTION_TICKS,
         heartbeat_ticks: 2,
