@@ -2,46 +2,97 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::sync::Notify;
 
 use super::identity::NodeRecord;
+use super::witness::Spoken;
 use crate::engine::formation::{Formation, Identities, Mismatch, Report};
 use crate::engine::NodeId;
-use crate::transport::{self, Hello, Refusal, RefusalCode, Role};
+use crate::transport::{self, Held, Hello, Refusal, RefusalCode, Role};
 
 /// What driver and network both look at, on one thread.
 pub struct Members {
-    /// This node.
+    /// This node, and what it remembers of the others.
     pub record: NodeRecord,
     /// Where peers are told to reach this node.
     pub advertise: String,
     /// How far the cluster is formed.
     pub formation: Formation,
-    /// The highest boot, and its nonce, seen of each peer.
-    boots: BTreeMap<NodeId, (u64, u64)>,
+    /// What this node's disk held when it started.
+    held: Held,
+    /// Numbers of records: the last one handed to the log, and the last one that is durable.
+    handed: u64,
+    durable: u64,
+    /// The number of the record that holds a peer's newest start. Without one, it is durable since before this start.
+    let_in_at: BTreeMap<NodeId, u64>,
+    /// The record has changed: it must be written before anybody new is let in, or it can wait for some time.
+    is_due: bool,
+    is_changed: bool,
 }
 
 impl Members {
-    /// No peer has been met yet.
-    pub fn new(record: NodeRecord, advertise: String, members: BTreeMap<NodeId, String>) -> Self {
+    /// Goes on from a stored record.
+    pub fn new(record: NodeRecord, held: Held, advertise: String, members: BTreeMap<NodeId, String>) -> Self {
         let formation = Formation::new(record.id, record.identity, members, record.stage.clone());
-        Self { record, advertise, formation, boots: BTreeMap::new() }
+        let let_in_at = BTreeMap::new();
+        let (handed, durable, is_due, is_changed) = (0, 0, false, false);
+        Self { record, advertise, formation, held, handed, durable, let_in_at, is_due, is_changed }
     }
 
-    fn check_boot(&mut self, hello: &Hello) -> Result<(), Refusal> {
-        let (boot, nonce) = *self.boots.entry(hello.from).or_insert((hello.boot, hello.nonce));
-        if hello.boot < boot {
-            let reason = format!(
-                "node {} comes with boot {}, but boot {boot} was seen of it: its data directory was rolled back or copied",
-                hello.from, hello.boot
-            );
-            return Err(Refusal::new(RefusalCode::Boot, reason));
+    /// The record has to be written now.
+    pub fn is_due(&self) -> bool {
+        self.is_due
+    }
+
+    /// The record differs from what was last handed to the log.
+    pub fn is_changed(&self) -> bool {
+        self.is_due || self.is_changed
+    }
+
+    /// The record as it is now, for the log, and the number to give back to [`Self::stored`].
+    pub fn next_record(&mut self) -> (u64, (Vec<u8>, Vec<u8>)) {
+        self.handed += 1;
+        (self.is_due, self.is_changed) = (false, false);
+        (self.handed, self.record.as_stored())
+    }
+
+    /// All records up to this number are durable.
+    pub fn stored(&mut self, number: u64) {
+        self.durable = number;
+    }
+
+    /// The newest start of `peer` that was let in is durable.
+    pub fn remembers(&self, peer: NodeId) -> bool {
+        self.let_in_at.get(&peer).is_none_or(|number| *number <= self.durable)
+    }
+
+    /// `peer` spoke.
+    pub fn heard(&mut self, peer: NodeId, spoken: Spoken) {
+        if let Some(witness) = self.record.peers.get_mut(&peer) {
+            self.is_changed |= witness.heard(spoken);
         }
-        if hello.boot == boot && hello.nonce != nonce {
-            let reason = format!("two processes run as node {}, from copies of one data directory", hello.from);
-            return Err(Refusal::new(RefusalCode::Boot, reason));
+    }
+
+    /// `peer` holds everything committed up to `index`.
+    pub fn acknowledged(&mut self, peer: NodeId, index: u64) {
+        if let Some(witness) = self.record.peers.get_mut(&peer) {
+            self.is_changed |= witness.acknowledged(index);
         }
-        self.boots.insert(hello.from, (hello.boot, hello.nonce));
+    }
+
+    fn let_in(&mut self, hello: &Hello) -> Result<(), Refusal> {
+        let witness = self.record.peers.entry(hello.from).or_default();
+        witness.check(self.record.id, hello)?;
+        if witness.let_in(hello) {
+            // The next record is the first that holds it.
+            self.let_in_at.insert(hello.from, self.handed + 1);
+            self.is_due = true;
+        }
         Ok(())
     }
 }
@@ -52,11 +103,29 @@ fn lineage(identities: Option<&Identities>) -> u128 {
 }
 
 /// The network's view of [`Members`].
-pub struct Gate(pub Rc<RefCell<Members>>);
+pub struct Gate {
+    members: Rc<RefCell<Members>>,
+    /// The driver has another record to write.
+    driver: Arc<Notify>,
+    /// Another record is durable.
+    stored: Notify,
+}
+
+impl Gate {
+    /// `driver` is notified when there is a record to write.
+    pub fn new(members: Rc<RefCell<Members>>, driver: Arc<Notify>) -> Self {
+        Self { members, driver, stored: Notify::new() }
+    }
+
+    /// Another record is durable.
+    pub fn stored(&self) {
+        self.stored.notify_waiters();
+    }
+}
 
 impl transport::Gate for Gate {
     fn hello(&self, to: NodeId) -> Hello {
-        let members = self.0.borrow();
+        let members = self.members.borrow();
         let record = &members.record;
         Hello {
             cluster: record.cluster.clone(),
@@ -70,11 +139,12 @@ impl transport::Gate for Gate {
             role: Role::Peer,
             advertise: members.advertise.clone(),
             formation: members.formation.report().encode(),
+            held: members.held,
         }
     }
 
     fn admit(&self, hello: &Hello) -> Result<(), Refusal> {
-        let mut members = self.0.borrow_mut();
+        let mut members = self.members.borrow_mut();
         if hello.cluster != members.record.cluster {
             let reason = format!(
                 "node {} belongs to cluster {:?}, this is cluster {:?}: check cluster= and the addresses",
@@ -103,7 +173,20 @@ impl transport::Gate for Gate {
             };
             Refusal::new(code, mismatch.to_string())
         })?;
-        members.check_boot(hello)
+        members.let_in(hello)?;
+        if members.is_due() {
+            self.driver.notify_one();
+        }
+        Ok(())
+    }
+
+    fn remembered<'a>(&'a self, hello: &'a Hello) -> Pin<Box<dyn Future<Output = ()> + 'a>> {
+        Box::pin(async move {
+            // Nothing runs between the look and the wait: this thread is the only one.
+            while !self.members.borrow().remembers(hello.from) {
+                self.stored.notified().await;
+            }
+        })
     }
 }
 
@@ -120,8 +203,10 @@ mod tests {
     /// A node's gate; its identity is its id times 10.
     fn gate(id: NodeId, boot: u64, nonce: u64, stage: Stage) -> Gate {
         let (cluster, identity) = ("shop".to_string(), Identity::from(id) * 10);
-        let record = NodeRecord { id, cluster, identity, boot, nonce, stage };
-        Gate(Rc::new(RefCell::new(Members::new(record, format!("host:{id}"), members()))))
+        let record = NodeRecord { id, cluster, identity, boot, nonce, stage, peers: BTreeMap::new() };
+        let held = Held { term: 1, vote: 0, last_index: 1 };
+        let members = Members::new(record, held, format!("host:{id}"), members());
+        Gate::new(Rc::new(RefCell::new(members)), Arc::default())
     }
 
     fn all() -> Identities {
@@ -173,6 +258,68 @@ mod tests {
         let wiped = Hello { identity: 21, formation: wiped.encode(), ..hello(9, 9) };
         assert_eq!(refused(&gate, &wiped).0, RefusalCode::Identity);
         assert_eq!(gate.admit(&hello(1, 1)), Ok(()));
+    }
+
+    /// The same node, started again from what is on its disk.
+    fn restarted(gate: &Gate) -> Gate {
+        let Members { record, held, advertise, .. } = &*gate.members.borrow();
+        let members = Members::new(record.clone(), *held, advertise.clone(), members());
+        Gate::new(Rc::new(RefCell::new(members)), Arc::default())
+    }
+
+    #[test]
+    fn s2_what_was_seen_of_a_peer_outlives_a_restart() {
+        let gate = formed();
+        assert_eq!(gate.admit(&hello(5, 1)), Ok(()));
+        gate.members.borrow_mut().heard(2, Spoken { term: 9, is_vote: false });
+        let gate = restarted(&gate);
+        assert_eq!(refused(&gate, &hello(4, 1)).0, RefusalCode::Boot);
+        assert_eq!(refused(&gate, &hello(5, 2)).0, RefusalCode::Boot);
+        assert_eq!(refused(&gate, &hello(6, 6)).0, RefusalCode::Forgotten);
+        assert_eq!(gate.admit(&hello(5, 1)), Ok(()));
+        assert!(gate.members.borrow().remembers(2), "it was durable before");
+        let held = Held { term: 9, vote: 3, last_index: 1 };
+        assert_eq!(gate.admit(&Hello { held, ..hello(6, 6) }), Ok(()));
+        assert!(!gate.members.borrow().remembers(2), "this start was not");
+    }
+
+    #[test]
+    fn s2_a_start_is_remembered_only_when_the_record_that_names_it_is_durable() {
+        let gate = formed();
+        let said = hello(5, 1);
+        assert!(!gate.members.borrow().is_due());
+        gate.admit(&said).unwrap();
+        assert!(gate.members.borrow().is_due());
+        let mut remembered = gate.remembered(&said);
+        let mut is_ready = || is_ready_now(&mut remembered);
+        assert!(!is_ready());
+        let (number, (_, bytes)) = gate.members.borrow_mut().next_record();
+        assert!(!gate.members.borrow().is_due() && !is_ready(), "handed over, and not durable yet");
+        let stored = NodeRecord::boot(Some(&bytes), 1, "shop").unwrap();
+        assert_eq!((stored.peers[&2].boot, stored.peers[&2].nonce), (5, 1));
+        gate.members.borrow_mut().stored(number);
+        gate.stored();
+        assert!(is_ready());
+        gate.admit(&said).unwrap();
+        assert!(!gate.members.borrow().is_due(), "nothing new");
+    }
+
+    fn is_ready_now(future: &mut Pin<Box<dyn Future<Output = ()> + '_>>) -> bool {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        future.as_mut().poll(&mut context).is_ready()
+    }
+
+    #[test]
+    fn m1_a_peer_whose_directory_was_replaced_before_the_cluster_was_formed_is_let_in() {
+        let list = Formation::members_text(&members());
+        let said = |identity, nonce| {
+            let formation = Report { identity, members: list.clone(), stage: Stage::Unformed }.encode();
+            Hello { from: 2, identity, formation, lineage: 0, ..hello(1, nonce) }
+        };
+        let gate = gate(1, 1, 1, Stage::Unformed);
+        assert_eq!(gate.admit(&said(20, 1)), Ok(()));
+        assert_eq!(refused(&gate, &said(20, 2)).0, RefusalCode::Boot);
+        assert_eq!(gate.admit(&said(21, 3)), Ok(()));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use prost::Message;
 
+use super::witness::Witness;
 use crate::engine::formation::{Identities, Identity, Stage};
 use crate::engine::NodeId;
 
@@ -28,6 +29,8 @@ pub struct NodeRecord {
     pub nonce: u64,
     /// How far the cluster is formed.
     pub stage: Stage,
+    /// What is remembered of the others.
+    pub peers: BTreeMap<NodeId, Witness>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -48,6 +51,37 @@ struct WireRecord {
     stage: u32,
     #[prost(btree_map = "uint64, bytes", tag = "8")]
     identities: BTreeMap<u64, Vec<u8>>,
+    #[prost(btree_map = "uint64, message", tag = "9")]
+    peers: BTreeMap<u64, WireWitness>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct WireWitness {
+    #[prost(bytes = "vec", tag = "1")]
+    identity: Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    boot: u64,
+    #[prost(uint64, tag = "3")]
+    nonce: u64,
+    #[prost(uint64, tag = "4")]
+    term: u64,
+    #[prost(uint64, tag = "5")]
+    voted_term: u64,
+    #[prost(uint64, tag = "6")]
+    index: u64,
+}
+
+impl WireWitness {
+    fn new(witness: &Witness) -> Self {
+        let Witness { identity, boot, nonce, term, voted_term, index } = *witness;
+        Self { identity: identity.to_le_bytes().to_vec(), boot, nonce, term, voted_term, index }
+    }
+
+    fn read(self) -> Option<Witness> {
+        let Self { identity, boot, nonce, term, voted_term, index } = self;
+        let identity = Identity::from_le_bytes(identity.try_into().ok()?);
+        Some(Witness { identity, boot, nonce, term, voted_term, index })
+    }
 }
 
 /// Why a data directory is not this node's.
@@ -85,7 +119,8 @@ impl NodeRecord {
             let mut identity = [0; 16];
             getrandom::fill(&mut identity).map_err(|error| RecordError::Random(error.to_string()))?;
             let identity = Identity::from_le_bytes(identity);
-            return Ok(Self { id, cluster: cluster.into(), identity, boot: 1, nonce, stage: Stage::Unformed });
+            let (cluster, stage, peers) = (cluster.into(), Stage::Unformed, BTreeMap::new());
+            return Ok(Self { id, cluster, identity, boot: 1, nonce, stage, peers });
         };
         let record = Self::decode(stored).ok_or(RecordError::Unreadable)?;
         if (record.id, record.cluster.as_str()) != (id, cluster) {
@@ -93,6 +128,11 @@ impl NodeRecord {
             return Err(RecordError::Foreign { found_id, found_cluster, id, cluster: cluster.into() });
         }
         Ok(Self { boot: record.boot + 1, nonce, ..record })
+    }
+
+    /// The record as the log keeps it: its key and its bytes.
+    pub fn as_stored(&self) -> (Vec<u8>, Vec<u8>) {
+        (KEY.to_vec(), self.encode())
     }
 
     /// The bytes on disk.
@@ -112,6 +152,7 @@ impl NodeRecord {
             nonce: self.nonce,
             stage,
             identities: identities.map(|(id, identity)| (*id, identity.to_le_bytes().to_vec())).collect(),
+            peers: self.peers.iter().map(|(id, witness)| (*id, WireWitness::new(witness))).collect(),
         };
         record.encode_to_vec()
     }
@@ -127,8 +168,9 @@ impl NodeRecord {
             (VERSION, 2) => Stage::Formed(identities),
             _ => return None,
         };
+        let peers = record.peers.into_iter().map(|(id, witness)| Some((id, witness.read()?))).collect::<Option<_>>()?;
         let (id, cluster, boot, nonce) = (record.id, record.cluster, record.boot, record.nonce);
-        Some(Self { id, cluster, identity: identity(record.identity)?, boot, nonce, stage })
+        Some(Self { id, cluster, identity: identity(record.identity)?, boot, nonce, stage, peers })
     }
 }
 
@@ -140,10 +182,13 @@ mod tests {
     fn s2_every_start_counts_the_boot_up_and_keeps_the_identity() {
         let first = NodeRecord::boot(None, 3, "shop").unwrap();
         assert_eq!(first.boot, 1);
-        let formed = NodeRecord { stage: Stage::Formed([(3, first.identity)].into()), ..first.clone() };
+        let stage = Stage::Formed([(3, first.identity)].into());
+        let peer = Witness { identity: u128::MAX, boot: 2, nonce: 3, term: 4, voted_term: 5, index: 6 };
+        let formed = NodeRecord { stage, peers: [(9, peer)].into(), ..first.clone() };
         let second = NodeRecord::boot(Some(&formed.encode()), 3, "shop").unwrap();
         assert_eq!((second.boot, second.identity, &second.stage), (2, first.identity, &formed.stage));
         assert_ne!(second.nonce, first.nonce);
+        assert_eq!(second.peers, formed.peers);
     }
 
     #[test]

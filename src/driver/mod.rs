@@ -10,6 +10,7 @@
 //! | `persister` | the thread that keeps the log |
 //! | `gate` | who may connect |
 //! | `identity` | the node's own record |
+//! | `witness` | what is remembered of a peer, so that a rolled-back one is known |
 //! | [`clock`] | the only place where clocks are read |
 
 pub mod clock;
@@ -21,6 +22,7 @@ pub mod options;
 mod persister;
 pub mod port;
 mod start;
+mod witness;
 #[cfg(test)]
 mod tests;
 

@@ -15,6 +15,7 @@ use super::clock;
 use super::faults::Arrivals;
 use super::gate::{Gate, Members};
 use super::identity::NodeRecord;
+use super::witness::Spoken;
 use super::options::Options;
 use super::persister::{Persister, Task};
 use super::port::{Completion, Fatal, InboxBatch, PeerStatus, Port, Proposal, Request, Status};
@@ -32,6 +33,8 @@ const APPLY_BYTES_PER_ROUND: usize = 1 << 20;
 const NETWORK_STOP: Duration = Duration::from_millis(500);
 /// How often a warning of the same kind is logged.
 const WARN_EVERY: Duration = Duration::from_secs(10);
+/// How often what peers have said and acknowledged is written down; their starts are at once.
+const RECORD_EVERY: Duration = Duration::from_secs(10);
 
 /// Why the node stops by itself.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +73,7 @@ struct Node {
     /// Faults put in on purpose, by tests.
     arrivals: Option<Arrivals>,
     members: Rc<RefCell<Members>>,
+    gate: Rc<Gate>,
     port: Port,
     wake: Arc<Notify>,
     next_tick: Instant,
@@ -80,7 +84,7 @@ struct Node {
     completions: Vec<Completion>,
     /// Stages of the formation on their way to the disk, by number.
     stages: BTreeMap<u64, Stage>,
-    stage_number: u64,
+    recorded: Instant,
     figures: Figures,
     /// There was more to do than one round should.
     more: bool,
@@ -97,10 +101,10 @@ impl Node {
         let cannot = |source| StartError::Listen { address: "the node's address".into(), source };
         let persister = Persister::start(writer, wake.clone(), name, options.dispatch.clone()).map_err(cannot)?;
         let events = Events::new(wake.clone());
-        let gate = Rc::new(Gate(members.clone()));
+        let gate = Rc::new(Gate::new(members.clone(), wake.clone()));
         let network_options = options.tuning.network();
         let mut network =
-            Network::start(listener, options.id, gate, network_options, events.clone()).map_err(cannot)?;
+            Network::start(listener, options.id, gate.clone(), network_options, events.clone()).map_err(cannot)?;
         for (peer, address) in start::peers(&options.members, options.id) {
             network.set_peer(peer, address);
         }
@@ -114,6 +118,7 @@ impl Node {
             events,
             arrivals: options.faults.clone().map(|faults| Arrivals::new(faults, options.id)),
             members,
+            gate,
             port,
             wake,
             next_tick: now + options.tuning.tick(),
@@ -122,7 +127,7 @@ impl Node {
             tasks: Vec::new(),
             completions,
             stages: BTreeMap::new(),
-            stage_number: 0,
+            recorded: now,
             figures: Figures::default(),
             more: false,
             closing: None,
@@ -200,6 +205,7 @@ impl Node {
         self.take_events();
         self.take_inbox()?;
         let ticked = self.tick();
+        self.record_when_due(ticked);
         let now = Now { boottime_ns: clock::boottime_ns(), wall_ns: clock::wall_ns() };
         for effect in self.engine.poll(now)? {
             self.run_effect(effect);
@@ -230,6 +236,8 @@ impl Node {
             self.watch_disk(self.figures.last_fsync, "took");
         }
         if let Some(number) = answer.node_record {
+            self.members.borrow_mut().stored(number);
+            self.gate.stored();
             let later = self.stages.split_off(&(number + 1));
             for (_, stage) in std::mem::replace(&mut self.stages, later) {
                 self.stage_stored(stage);
@@ -274,6 +282,9 @@ impl Node {
                 self.engine.handle_route(peer);
                 self.follow_address(peer, &hello.advertise);
                 self.meet(peer, &hello.formation);
+                // The handshake may have told of an earlier stage.
+                let report = self.members.borrow().formation.report().encode();
+                self.network.send_formation(peer, &report);
             }
             Event::Routed { peer, lost, .. } => {
                 if lost {
@@ -289,9 +300,10 @@ impl Node {
             // An unformed node neither votes nor acknowledges (rule M1).
             Event::Raft { from, messages, .. } if formed => {
                 for message in messages {
-                    let kind = message.msg_type;
-                    if let Err(refused) = self.engine.handle_message(from, message) {
-                        self.say_dropped(from, kind, &refused);
+                    let (kind, spoken) = (message.msg_type, Spoken::of(&message));
+                    match self.engine.handle_message(from, message) {
+                        Ok(()) => self.members.borrow_mut().heard(from, spoken),
+                        Err(refused) => self.say_dropped(from, kind, &refused),
                     }
                 }
             }
@@ -346,9 +358,41 @@ impl Node {
         let Some(stage) = stage.filter(|_| self.stages.is_empty()) else { return };
         let mut members = self.members.borrow_mut();
         members.record.stage = stage.clone();
-        self.stage_number += 1;
-        self.tasks.push(Task::NodeRecord { number: self.stage_number, record: start::node_record(&members.record) });
-        self.stages.insert(self.stage_number, stage);
+        let (number, record) = members.next_record();
+        self.tasks.push(Task::NodeRecord { number, record });
+        self.stages.insert(number, stage);
+    }
+
+    /// Writes the node record: at once if a peer waits to be let in, else once in a while.
+    fn record_when_due(&mut self, ticked: bool) {
+        if ticked {
+            self.note_acknowledged();
+        }
+        if self.recorded.elapsed() > RECORD_EVERY {
+            self.record_if(Members::is_changed);
+        } else {
+            self.record_if(Members::is_due);
+        }
+    }
+
+    /// What the others hold of what is committed, as far as this node knows, which leads.
+    fn note_acknowledged(&mut self) {
+        let status = self.engine.status();
+        let mut members = self.members.borrow_mut();
+        for (peer, progress) in status.peers {
+            if let Some(progress) = progress {
+                members.acknowledged(peer, progress.matched.min(status.commit));
+            }
+        }
+    }
+
+    fn record_if(&mut self, is_needed: impl FnOnce(&Members) -> bool) {
+        let mut members = self.members.borrow_mut();
+        if is_needed(&members) {
+            self.recorded = Instant::now();
+            let (number, record) = members.next_record();
+            self.tasks.push(Task::NodeRecord { number, record });
+        }
     }
 
     fn stage_stored(&mut self, stage: Stage) {
@@ -510,11 +554,15 @@ impl Node {
         *self.port.status.lock() = status;
     }
 
-    /// Ends both threads' work in bounded time. After a failure it waits less.
+    /// Ends both threads' work in bounded time. After a failure it waits less, and writes nothing more.
     async fn shut_down(mut self, in_order: bool) {
         self.network.shutdown();
         let _ = tokio::time::timeout(NETWORK_STOP, self.network.join()).await;
-        self.persister.write(&mut self.tasks);
+        if in_order {
+            self.note_acknowledged();
+            self.record_if(Members::is_changed);
+            self.persister.write(&mut self.tasks);
+        }
         self.persister.stop();
         // The directory is free again when the thread has ended. A disk that hangs is not waited for: the thread ends
         // with its fsync, and holds nothing that anybody waits for.

@@ -11,6 +11,7 @@ use super::options::{Listen, Options};
 use crate::engine::formation::Stage;
 use crate::engine::{Engine, Fault, NodeId, Settings, APPLICATION_GROUP, BOOTSTRAP};
 use crate::storage::{self, Batch, GroupState, GroupWrite, LogWriter, Opened, StorageError};
+use crate::transport::Held;
 
 /// Connections that the system holds until they are accepted.
 const BACKLOG: i32 = 1024;
@@ -106,7 +107,7 @@ pub fn start(options: &mut Options) -> Result<Started, StartError> {
     let record = NodeRecord::boot(stored, options.id, &options.cluster);
     let record = record.map_err(|source| StartError::Record { dir: dir(), source })?;
     check_members(options, &record.stage)?;
-    let mut batch = Batch { sync: true, node_records: vec![node_record(&record)], ..Default::default() };
+    let mut batch = Batch { sync: true, node_records: vec![record.as_stored()], ..Default::default() };
     let state = match groups.remove(&APPLICATION_GROUP) {
         Some(state) => state,
         None if stored.is_some() => return Err(StartError::NoLog(dir())),
@@ -117,13 +118,15 @@ pub fn start(options: &mut Options) -> Result<Started, StartError> {
         }
     };
     writer.write(batch)?;
+    let hard_state = &state.hard_state;
+    let held = Held { term: hard_state.term, vote: hard_state.vote, last_index: state.last_index };
     // A cluster that forms during this start elects its first leader at once.
     let fresh = !matches!(record.stage, Stage::Formed(_));
     let settings = settings(options, &record);
     let engine = Engine::new(&settings, state, reader, &options.logger, fresh)?;
     let listener = listen(options)?;
     let advertise = options.advertise.clone().or_else(|| options.members.get(&options.id).cloned());
-    let members = Members::new(record, advertise.unwrap_or_default(), options.members.clone());
+    let members = Members::new(record, held, advertise.unwrap_or_default(), options.members.clone());
     Ok(Started { engine, writer, members: Rc::new(RefCell::new(members)), listener })
 }
 
@@ -136,11 +139,6 @@ fn check_members(options: &Options, stage: &Stage) -> Result<(), StartError> {
     }
     let (formed, listed) = (identities.keys().copied().collect(), options.members.keys().copied().collect());
     Err(StartError::Members { formed, listed })
-}
-
-/// The node record as the log keeps it.
-pub fn node_record(record: &NodeRecord) -> (Vec<u8>, Vec<u8>) {
-    (identity::KEY.to_vec(), record.encode())
 }
 
 fn bootstrap() -> (GroupState, GroupWrite) {

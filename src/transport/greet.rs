@@ -47,7 +47,10 @@ pub(super) async fn dial(stream: &mut TcpStream, peer: NodeId, gate: &dyn Gate) 
         Kind::Refuse => Err(GreetError::ByThem(decode_refusal(&body)?)),
         Kind::Welcome => {
             let greeting = decode_greeting(kind, &body)?;
-            let judged = check_dialled(peer, &greeting.hello).and_then(|()| judge(&ours, &greeting, gate));
+            let judged = match check_dialled(peer, &greeting.hello) {
+                Ok(()) => judge(&ours, &greeting, gate).await,
+                Err(refusal) => Err(refusal),
+            };
             match judged {
                 Ok(version) => Ok(Greeted { hello: greeting.hello, version }),
                 Err(refusal) => {
@@ -71,8 +74,9 @@ pub(super) async fn answer(stream: &mut TcpStream, gate: &dyn Gate) -> Result<Gr
         Err(error) => return Err(error),
     };
     let ours = gate.hello(greeting.hello.from);
-    match judge(&ours, &greeting, gate) {
+    match judge(&ours, &greeting, gate).await {
         Ok(version) => {
+            let ours = gate.hello(greeting.hello.from);
             stream.write_all(&encode_greeting(Kind::Welcome, &Greeting::new(ours))?).await?;
             Ok(Greeted { hello: greeting.hello, version })
         }
@@ -91,9 +95,12 @@ fn check_dialled(peer: NodeId, theirs: &Hello) -> Result<(), Refusal> {
     Err(Refusal::new(RefusalCode::WrongNode, reason))
 }
 
-fn judge(ours: &Hello, theirs: &Greeting, gate: &dyn Gate) -> Result<u8, Refusal> {
+async fn judge(ours: &Hello, theirs: &Greeting, gate: &dyn Gate) -> Result<u8, Refusal> {
     let version = theirs.common_version()?;
     check_ends(ours, &theirs.hello)?;
+    gate.admit(&theirs.hello)?;
+    gate.remembered(&theirs.hello).await;
+    // A later start of the same node may have come meanwhile.
     gate.admit(&theirs.hello)?;
     Ok(version)
 }

@@ -3,6 +3,9 @@
 //! The dialer opens with its [`Hello`]; the acceptor answers with its own (a Welcome) or with a [`Refusal`]; the dialer
 //! checks the Welcome and may still refuse. Both sides log a refusal.
 
+use std::future::Future;
+use std::pin::Pin;
+
 use super::wire::{
     begin, cut, end, put_string, Fields, Kind, WireError, HANDSHAKE_BYTES_MAX, HANDSHAKE_FORMAT, PROTOCOL_VERSION,
     PROTOCOL_VERSION_MIN,
@@ -19,6 +22,17 @@ pub enum Role {
     Client = 2,
     /// An operator's tool (no build serves them yet).
     Admin = 3,
+}
+
+/// What a node's disk held when it started. It is never less than what the node has said to anybody before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Its term.
+    pub term: u64,
+    /// Whom it voted for in that term; 0 is nobody.
+    pub vote: NodeId,
+    /// The last index in its log.
+    pub last_index: u64,
 }
 
 /// What a node says about itself.
@@ -46,6 +60,8 @@ pub struct Hello {
     pub advertise: String,
     /// The engine's own bytes about forming the cluster.
     pub formation: Vec<u8>,
+    /// What its disk held when it started (rule S2).
+    pub held: Held,
 }
 
 /// Why a connection is refused, for programs.
@@ -76,12 +92,14 @@ pub enum RefusalCode {
     Formation,
     /// A role that this node does not serve.
     Role,
+    /// A later start, without what an earlier one had on its disk.
+    Forgotten,
     /// Any other reason.
     Other(u16),
 }
 
 impl RefusalCode {
-    const NAMED: [Self; 12] = [
+    const NAMED: [Self; 13] = [
         Self::Malformed,
         Self::Version,
         Self::Cluster,
@@ -94,6 +112,7 @@ impl RefusalCode {
         Self::Boot,
         Self::Formation,
         Self::Role,
+        Self::Forgotten,
     ];
 
     fn number(self) -> u16 {
@@ -138,6 +157,12 @@ pub trait Gate {
     /// # Errors
     /// Why not; the other side is told.
     fn admit(&self, hello: &Hello) -> Result<(), Refusal>;
+
+    /// Ready when this node will know the admitted start of the other side again, even if it is started again itself.
+    /// Nothing of the other side is answered before.
+    fn remembered<'a>(&'a self, _hello: &'a Hello) -> Pin<Box<dyn Future<Output = ()> + 'a>> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// A [`Hello`] with the protocol versions that its sender speaks.
@@ -195,6 +220,9 @@ pub fn encode_greeting(kind: Kind, greeting: &Greeting) -> Result<Vec<u8>, WireE
     put_string(&mut buffer, hello.cluster.as_bytes());
     put_string(&mut buffer, hello.advertise.as_bytes());
     put_string(&mut buffer, &hello.formation);
+    for word in [hello.held.term, hello.held.vote, hello.held.last_index] {
+        buffer.extend_from_slice(&word.to_le_bytes());
+    }
     end(&mut buffer, start, HANDSHAKE_BYTES_MAX)?;
     Ok(buffer)
 }
@@ -218,8 +246,9 @@ pub fn decode_greeting(kind: Kind, body: &[u8]) -> Result<Greeting, WireError> {
         let (boot, nonce) = (fields.u64()?, fields.u64()?);
         let (cluster, advertise) = (fields.text()?, fields.text()?);
         let formation = fields.string()?.to_vec();
+        let held = Held { term: fields.u64()?, vote: fields.u64()?, last_index: fields.u64()? };
         let hello =
-            Hello { cluster, lineage, incarnation, from, to, identity, boot, nonce, role, advertise, formation };
+            Hello { cluster, lineage, incarnation, from, to, identity, boot, nonce, role, advertise, formation, held };
         Some(Greeting { hello, version_min, version_max })
     };
     read().ok_or_else(|| WireError::Body { kind, problem: "its fields do not fit its length".into() })
@@ -291,8 +320,8 @@ mod tests {
 
     fn hello() -> impl Strategy<Value = Hello> {
         let role = prop_oneof![Just(Role::Peer), Just(Role::Client), Just(Role::Admin)];
-        (any::<[u64; 5]>(), any::<[u128; 2]>(), role, ".{0,40}", ".{0,40}", any::<Vec<u8>>()).prop_map(
-            |([incarnation, from, to, boot, nonce], [lineage, identity], role, cluster, advertise, formation)| Hello {
+        (any::<[u64; 8]>(), any::<[u128; 2]>(), role, ".{0,40}", ".{0,40}", any::<Vec<u8>>()).prop_map(
+            |([incarnation, from, to, boot, nonce, term, vote, last_index], [lineage, identity], role, cluster, advertise, formation)| Hello {
                 cluster,
                 lineage,
                 incarnation,
@@ -304,6 +333,7 @@ mod tests {
                 role,
                 advertise,
                 formation,
+                held: Held { term, vote, last_index },
             },
         )
     }
@@ -349,6 +379,7 @@ mod tests {
             role: Role::Peer,
             advertise: String::new(),
             formation: Vec::new(),
+            held: Held::default(),
         }
     }
 

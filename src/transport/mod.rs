@@ -33,7 +33,7 @@ pub mod resolve;
 pub mod wire;
 
 pub use events::{Event, Events};
-pub use handshake::{Gate, Hello, Refusal, RefusalCode, Role};
+pub use handshake::{Gate, Held, Hello, Refusal, RefusalCode, Role};
 pub use network::Network;
 pub use options::Options;
 pub use resolve::Resolve;

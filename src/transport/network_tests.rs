@@ -45,6 +45,7 @@ fn hello(from: NodeId, to: NodeId, boot: u64) -> Hello {
         role: Role::Peer,
         advertise: format!("node-{from}:1"),
         formation: vec![1, 2, 3],
+        held: Held { term: 4, vote: 5, last_index: 6 },
     }
 }
 

@@ -14,7 +14,7 @@ use crate::driver::port::{Completions, Cursor, Inbox, Wake};
 use crate::driver::WakeDriver;
 use crate::engine::command::Command;
 use crate::storage::{Batch, LogWriter};
-use crate::transport::{Hello, Role};
+use crate::transport::{Held, Hello, Role};
 
 const CLUSTER: &str = "test";
 
@@ -121,6 +121,7 @@ impl Rig {
             role: Role::Peer,
             advertise: String::new(),
             formation: Report { identity, members, stage }.encode(),
+            held: Held::default(),
         })
     }
 
