@@ -16,6 +16,9 @@ pub mod driver;
 #[cfg(feature = "driver")]
 pub mod transport;
 
+#[cfg(all(test, feature = "driver"))]
+mod test_log;
+
 // Its parts that know no Python are tested without one.
 #[cfg(any(feature = "python", all(test, feature = "driver")))]
 pub mod bridge;

@@ -98,7 +98,7 @@ impl Core {
         let py = event_loop.py();
         let settings = Settings::read(config)?;
         let bell = Arc::new(Bell::new()?);
-        let logs = Arc::new(LogQueue::new(Arc::clone(&bell)));
+        let logs = Arc::new(LogQueue::new(Arc::clone(&bell), node_id));
         let options = Options {
             id: node_id,
             members,

@@ -79,6 +79,7 @@ pub struct LogQueue {
     has_rung: AtomicBool,
     thresholds: [AtomicU8; SUBSYSTEMS.len()],
     bell: Arc<Bell>,
+    node_id: u64,
 }
 
 // Its locks are not poisoned by a panic, and nothing in it is left half done by one; slog asks for the promise.
@@ -86,14 +87,15 @@ impl std::panic::UnwindSafe for LogQueue {}
 impl std::panic::RefUnwindSafe for LogQueue {}
 
 impl LogQueue {
-    /// An empty queue that rings `bell`.
-    pub fn new(bell: Arc<Bell>) -> Self {
+    /// An empty queue that rings `bell`, for the records of one node.
+    pub fn new(bell: Arc<Bell>, node_id: u64) -> Self {
         Self {
             records: Mutex::default(),
             dropped: AtomicU64::new(0),
             has_rung: AtomicBool::new(false),
             thresholds: std::array::from_fn(|_| AtomicU8::new(u8::MAX)),
             bell,
+            node_id,
         }
     }
 
@@ -102,7 +104,11 @@ impl LogQueue {
         level >= self.thresholds[place(target)].load(Ordering::Relaxed)
     }
 
-    fn push(&self, record: LogRecord) {
+    /// Every record names its node, also those of what knows nothing of nodes.
+    fn push(&self, mut record: LogRecord) {
+        if record.fields.iter().all(|(name, _)| name != "node") {
+            record.fields.insert(0, (Cow::Borrowed("node"), Value::Uint(self.node_id)));
+        }
         let mut records = self.records.lock();
         if records.len() >= CAPACITY {
             drop(records);
@@ -136,7 +142,10 @@ impl LogQueue {
             level: 30,
             target: "driver".to_owned(),
             message: format!("{dropped} log records were dropped: the event loop was too busy to take them"),
-            fields: vec![(Cow::Borrowed("dropped"), Value::Uint(dropped))],
+            fields: vec![
+                (Cow::Borrowed("node"), Value::Uint(self.node_id)),
+                (Cow::Borrowed("dropped"), Value::Uint(dropped)),
+            ],
             file: None,
             line: 0,
             wall_ns: clock::wall_ns(),
@@ -256,14 +265,14 @@ pub struct RaftDrain(pub Arc<LogQueue>);
 
 const RAFT: &str = "raft";
 
+/// What raft-rs tells as news is for those who look into it: the driver logs itself who leads and who is connected.
 fn slog_level(level: slog::Level) -> u8 {
     match level {
         slog::Level::Critical => 50,
         slog::Level::Error => 40,
         slog::Level::Warning => 30,
-        slog::Level::Info => 20,
-        slog::Level::Debug => 10,
-        slog::Level::Trace => 5,
+        slog::Level::Info => 10,
+        slog::Level::Debug | slog::Level::Trace => 5,
     }
 }
 
@@ -458,7 +467,7 @@ mod tests {
     use super::*;
 
     fn queue(level: u8) -> Arc<LogQueue> {
-        let queue = LogQueue::new(Arc::new(Bell::new().unwrap()));
+        let queue = LogQueue::new(Arc::new(Bell::new().unwrap()), 7);
         for threshold in &queue.thresholds {
             threshold.store(level, Ordering::Relaxed);
         }
@@ -476,20 +485,23 @@ mod tests {
         let record = queue.pop().unwrap();
         assert_eq!((record.level, record.target.as_str(), record.message.as_str()), (20, "driver", "connected"));
         let fields: Vec<_> = record.fields.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        assert_eq!(fields, ["peer=3", "up=true", "who=x"]);
+        assert_eq!(fields, ["node=7", "peer=3", "up=true", "who=x"]);
         assert_eq!(queue.pop(), None);
     }
 
     #[test]
-    fn a_slog_record_keeps_its_fields() {
-        let queue = queue(20);
+    fn a_slog_record_keeps_its_fields_and_its_news_is_for_debugging() {
+        let queue = queue(10);
         let logger = slog::Logger::root(RaftDrain(Arc::clone(&queue)), slog::o!("raft_id" => 7));
         slog::info!(logger, "became leader at term {}", 5; "term" => 5);
         slog::debug!(logger, "not wanted");
         let record = queue.pop().unwrap();
-        assert_eq!((record.target.as_str(), record.message.as_str()), ("raft", "became leader at term 5"));
+        assert_eq!(
+            (record.level, record.target.as_str(), record.message.as_str()),
+            (10, "raft", "became leader at term 5")
+        );
         let fields: Vec<_> = record.fields.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        assert_eq!(fields, ["term=5", "raft_id=7"]);
+        assert_eq!(fields, ["node=7", "term=5", "raft_id=7"]);
         assert_eq!(queue.pop(), None);
     }
 

@@ -22,9 +22,9 @@ pub mod options;
 mod persister;
 pub mod port;
 mod start;
-mod witness;
 #[cfg(test)]
 mod tests;
+mod witness;
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::hash::Hash;
 use std::ops::ControlFlow;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::rc::Rc;
@@ -15,15 +16,15 @@ use super::clock;
 use super::faults::Arrivals;
 use super::gate::{Gate, Members};
 use super::identity::NodeRecord;
-use super::witness::Spoken;
 use super::options::Options;
 use super::persister::{Persister, Task};
 use super::port::{Completion, Fatal, InboxBatch, PeerStatus, Port, Proposal, Request, Status};
 use super::start::{self, StartError, Started};
+use super::witness::Spoken;
 use crate::engine::formation::{Formation, Report, Stage};
 use crate::engine::{Effect, Engine, Fault, NodeId, Now, Reader, Refused, Rejection, APPLICATION_GROUP};
 use crate::storage::{Figures, StorageError};
-use crate::transport::{self, Event, Events, Network};
+use crate::transport::{self, Event, Events, Network, Quiet};
 
 /// What the application is handed at once.
 const APPLY_BYTES: usize = 256 << 10;
@@ -31,6 +32,8 @@ const APPLY_BYTES: usize = 256 << 10;
 const APPLY_BYTES_PER_ROUND: usize = 1 << 20;
 /// How long the network gets to write its last words.
 const NETWORK_STOP: Duration = Duration::from_millis(500);
+/// How long peers get to hang up, so that they know this node's end for a good one.
+const GOODBYE: Duration = Duration::from_millis(200);
 /// How often a warning of the same kind is logged.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 /// How often what peers have said and acknowledged is written down; their starts are at once.
@@ -52,13 +55,14 @@ enum Stop {
 /// Runs one node from its start to its end; the caller's thread is the driver's thread. Returns why it stopped, if it
 /// was not asked to.
 pub async fn run(mut options: Options, port: Port, wake: Arc<Notify>) -> Option<Fatal> {
+    let id = options.id;
     let started = start::start(&mut options);
     let fatal = match started.and_then(|started| Node::new(options, started, port, wake)) {
         Ok(node) => node.run().await.map(Fatal::here),
         Err(error) => Some(Fatal { message: error.to_string(), is_misconfigured: error.is_misconfiguration() }),
     };
     if let Some(Fatal { message, .. }) = &fatal {
-        tracing::error!("{message}");
+        tracing::error!(node = id, "{message}");
     }
     fatal
 }
@@ -89,8 +93,10 @@ struct Node {
     /// There was more to do than one round should.
     more: bool,
     closing: Option<Instant>,
-    warned_slow: Option<Instant>,
-    warned_dropped: BTreeMap<NodeId, (Instant, Refused)>,
+    /// What was logged a while ago is not logged again.
+    quiet: Quiet,
+    /// What the others were told of this node's disk.
+    told_durable: u64,
     warned_unformed: Instant,
 }
 
@@ -131,8 +137,8 @@ impl Node {
             figures: Figures::default(),
             more: false,
             closing: None,
-            warned_slow: None,
-            warned_dropped: BTreeMap::new(),
+            quiet: Quiet::default(),
+            told_durable: 0,
             warned_unformed: now,
             options,
         };
@@ -250,11 +256,11 @@ impl Node {
     /// hangs is reported while it does.
     fn watch_disk(&mut self, took: Duration, verb: &str) {
         let slow = took > self.options.tuning.election_timeout / 2;
-        if slow && self.warned_slow.is_none_or(|at| at.elapsed() > WARN_EVERY) {
-            self.warned_slow = Some(Instant::now());
+        if slow && self.may_say("slow disk") {
             let fsync_ms = took.as_millis() as u64;
             let election_timeout_ms = self.options.tuning.election_timeout.as_millis() as u64;
             tracing::warn!(
+                node = self.id,
                 fsync_ms,
                 election_timeout_ms,
                 "an fsync of the log {verb} {fsync_ms} ms, more than half of the election timeout: the disk is too slow or shared"
@@ -278,21 +284,26 @@ impl Node {
         let formed = self.members.borrow().formation.is_formed();
         match event {
             Event::Up { peer, hello, .. } => {
-                tracing::info!(peer, "connected to node {peer}");
+                tracing::info!(node = self.id, peer, "connected to node {peer}");
                 self.engine.handle_route(peer);
                 self.follow_address(peer, &hello.advertise);
                 self.meet(peer, &hello.formation);
                 // The handshake may have told of an earlier stage.
                 let report = self.members.borrow().formation.report().encode();
                 self.network.send_formation(peer, &report);
+                self.network.send_durable(peer, APPLICATION_GROUP, self.told_durable);
             }
             Event::Routed { peer, lost, .. } => {
                 if lost {
                     self.engine.handle_route(peer);
                 }
             }
-            Event::Down { peer, reason } => {
-                tracing::warn!(peer, "connection to node {peer} lost: {reason}");
+            Event::Down { peer, reason, in_order } => {
+                if in_order {
+                    tracing::info!(node = self.id, peer, "node {peer} left: {reason}");
+                } else {
+                    tracing::warn!(node = self.id, peer, "connection to node {peer} lost: {reason}");
+                }
                 self.engine.handle_route_lost(peer);
                 self.members.borrow_mut().formation.forget(peer);
             }
@@ -303,41 +314,76 @@ impl Node {
                     let (kind, spoken) = (message.msg_type, Spoken::of(&message));
                     match self.engine.handle_message(from, message) {
                         Ok(()) => self.members.borrow_mut().heard(from, spoken),
-                        Err(refused) => self.say_dropped(from, kind, &refused),
+                        Err(refused) => self.say_refused(from, kind, refused),
                     }
                 }
             }
             Event::Propose { from, commands, .. } => {
                 for command in commands {
                     if !self.engine.handle_forwarded(from, command) {
-                        tracing::warn!(peer = from, "node {from} forwarded a command that is not its own: dropped");
+                        self.say_dropped(from, "it forwarded a command that is not its own");
                     }
                 }
             }
             Event::Rejected { from, rejected, .. } => {
-                tracing::debug!(peer = from, "node {from} took no proposals: {}", rejected.reason);
+                tracing::debug!(
+                    node = self.id,
+                    peer = from,
+                    group = APPLICATION_GROUP,
+                    "node {from} took no proposals: {}",
+                    rejected.reason
+                );
                 let rejection = Rejection { boot: rejected.boot, numbers: rejected.numbers, reason: rejected.reason };
                 self.engine.handle_rejection(from, &rejection);
             }
+            Event::Dropped { from, group, reason } => {
+                // Whoever drops is asked to say so once in a while; it need not comply.
+                if self.may_say(("dropped there", from)) {
+                    tracing::warn!(
+                        node = self.id,
+                        peer = from,
+                        group,
+                        "node {from} drops what this node sends: {reason}"
+                    );
+                }
+            }
+            Event::Durable { from, index, .. } => self.members.borrow_mut().acknowledged(from, index),
             // The network has logged it; a message before the cluster is formed is early, not wrong.
             Event::Refused { .. } | Event::Raft { .. } => {}
         }
     }
 
-    /// A peer that goes on and on is named once in a while.
-    fn say_dropped(&mut self, peer: NodeId, kind: i32, refused: &Refused) {
-        let said = self.warned_dropped.get(&peer);
-        if said.is_none_or(|(at, reason)| reason != refused || at.elapsed() > WARN_EVERY) {
-            self.warned_dropped.insert(peer, (Instant::now(), *refused));
-            tracing::warn!(peer, kind, group = APPLICATION_GROUP, "messages of node {peer} are dropped: {refused}");
+    /// A message that the engine refuses: of an honest peer, it crossed another one.
+    fn say_refused(&mut self, peer: NodeId, kind: i32, refused: Refused) {
+        if refused.is_honest() {
+            tracing::debug!(node = self.id, peer, group = APPLICATION_GROUP, kind, "a message came late: {refused}");
+        } else {
+            self.say_dropped(peer, &refused.to_string());
         }
+    }
+
+    /// Both sides log it, once in a while: the peer hears of it.
+    fn say_dropped(&mut self, peer: NodeId, reason: &str) {
+        if self.may_say(("dropped here", peer, reason)) {
+            tracing::warn!(
+                node = self.id,
+                peer,
+                group = APPLICATION_GROUP,
+                "what node {peer} sends is dropped: {reason}"
+            );
+            self.network.send_dropped(peer, APPLICATION_GROUP, reason);
+        }
+    }
+
+    fn may_say(&mut self, what: impl Hash) -> bool {
+        self.quiet.may_say(what, Instant::now())
     }
 
     /// A peer knows best where it can be dialled; what `members` says is where to find it first (design decision 11).
     fn follow_address(&mut self, peer: NodeId, advertised: &str) {
         let known = self.network.address_of(peer);
         if !advertised.is_empty() && known.as_deref() != Some(advertised) {
-            tracing::info!(peer, "node {peer} is reached at {advertised} from now on");
+            tracing::info!(node = self.id, peer, "node {peer} is reached at {advertised} from now on");
             self.network.set_peer(peer, advertised);
         }
     }
@@ -347,7 +393,11 @@ impl Node {
         let met = self.members.borrow_mut().formation.meet(peer, report);
         match met {
             Ok(next) => self.store_stage(next),
-            Err(mismatch) => tracing::error!(peer, "node {peer} does not belong to this cluster: {mismatch}"),
+            Err(mismatch) => {
+                if self.may_say(("mismatch", peer, mismatch.to_string())) {
+                    tracing::error!(node = self.id, peer, "node {peer} does not belong to this cluster: {mismatch}");
+                }
+            }
         }
     }
 
@@ -367,6 +417,7 @@ impl Node {
     fn record_when_due(&mut self, ticked: bool) {
         if ticked {
             self.note_acknowledged();
+            self.tell_durable();
         }
         if self.recorded.elapsed() > RECORD_EVERY {
             self.record_if(Members::is_changed);
@@ -382,6 +433,16 @@ impl Node {
         for (peer, progress) in status.peers {
             if let Some(progress) = progress {
                 members.acknowledged(peer, progress.matched.min(status.commit));
+            }
+        }
+    }
+
+    /// The others remember what this node's disk holds, whoever leads: should it lose that, they know.
+    fn tell_durable(&mut self) {
+        let index = self.engine.durable_index();
+        if index > std::mem::replace(&mut self.told_durable, index) {
+            for (peer, _) in start::peers(&self.options.members, self.id) {
+                self.network.send_durable(peer, APPLICATION_GROUP, index);
             }
         }
     }
@@ -405,7 +466,7 @@ impl Node {
             self.network.send_formation(peer, &report);
         }
         if formed {
-            tracing::info!("the cluster {:?} is formed", self.options.cluster);
+            tracing::info!(node = self.id, "the cluster {:?} is formed", self.options.cluster);
         }
         self.store_stage(next);
     }
@@ -464,7 +525,10 @@ impl Node {
             format!("node {peer}: {trouble}")
         });
         let trouble = trouble.collect::<Vec<_>>().join("; ");
-        tracing::warn!("the cluster forms when all its members have met once; still missing: {trouble}");
+        tracing::warn!(
+            node = self.id,
+            "the cluster forms when all its members have met once; still missing: {trouble}"
+        );
     }
 
     fn run_effect(&mut self, effect: Effect) {
@@ -493,9 +557,10 @@ impl Node {
             Effect::Barrier { token, index } => self.completions.push(Completion::Barrier { token, index }),
             Effect::Leadership(leadership) => {
                 let (term, leader) = (leadership.term, leadership.leader);
+                let (node, group) = (self.id, APPLICATION_GROUP);
                 match leader {
-                    Some(leader) => tracing::info!(term, leader, "node {leader} leads in term {term}"),
-                    None => tracing::info!(term, "no leader in term {term}"),
+                    Some(leader) => tracing::info!(node, group, term, leader, "node {leader} leads in term {term}"),
+                    None => tracing::info!(node, group, term, "no leader in term {term}"),
                 }
                 self.completions.push(Completion::Leadership(leadership));
             }
@@ -556,6 +621,9 @@ impl Node {
 
     /// Ends both threads' work in bounded time. After a failure it waits less, and writes nothing more.
     async fn shut_down(mut self, in_order: bool) {
+        if in_order {
+            let _ = tokio::time::timeout(GOODBYE, self.network.part()).await;
+        }
         self.network.shutdown();
         let _ = tokio::time::timeout(NETWORK_STOP, self.network.join()).await;
         if in_order {

@@ -282,6 +282,12 @@ impl Engine {
         (self.leadership.leader, self.leadership.term)
     }
 
+    /// Everything committed up to this index is on this node's disk, and is never cut off again.
+    pub fn durable_index(&self) -> u64 {
+        let log = &self.raw.raft.raft_log;
+        log.persisted.min(log.committed)
+    }
+
     /// There was more to do than one poll should: poll again when what came in meanwhile has been looked at.
     pub fn has_more(&self) -> bool {
         self.has_more

@@ -73,6 +73,22 @@ impl Batch {
         self.whole(Kind::Formation, 0, |bytes| bytes.extend_from_slice(body))
     }
 
+    /// Appends a Dropped frame.
+    ///
+    /// # Errors
+    /// It is too large for a frame; the batch is as it was.
+    pub fn dropped(&mut self, group: GroupId, reason: &str) -> Result<(), WireError> {
+        self.whole(Kind::Dropped, group, |bytes| wire::put_dropped(bytes, reason))
+    }
+
+    /// Appends a Durable frame.
+    ///
+    /// # Errors
+    /// It is too large for a frame; the batch is as it was.
+    pub fn durable(&mut self, group: GroupId, index: u64) -> Result<(), WireError> {
+        self.whole(Kind::Durable, group, |bytes| bytes.extend_from_slice(&index.to_le_bytes()))
+    }
+
     /// Bytes put since the buffer was last taken or cleared.
     pub fn len(&self) -> usize {
         self.bytes.len()

@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 
 use super::backlog::Backlog;
 use super::events::Event;
-use super::handshake::{decode_refusal, Hello};
+use super::handshake::{decode_refusal, encode_refusal, Hello, Refusal, RefusalCode};
 use super::peers::Peers;
 use super::wire::{self, Header, Kind, WireError, HEADER_LEN};
 use crate::engine::NodeId;
@@ -39,6 +39,27 @@ pub(super) fn configure(stream: &TcpStream, silence: Duration) -> io::Result<()>
     Ok(())
 }
 
+/// Why a connection ends.
+#[derive(Clone, Debug)]
+pub(super) struct End {
+    /// One sentence.
+    pub reason: String,
+    /// The peer said goodbye.
+    pub in_order: bool,
+}
+
+impl From<String> for End {
+    fn from(reason: String) -> Self {
+        Self { reason, in_order: false }
+    }
+}
+
+impl From<&str> for End {
+    fn from(reason: &str) -> Self {
+        reason.to_owned().into()
+    }
+}
+
 /// The handle that routes, tasks and dialers share.
 pub(super) struct Connection {
     /// Its number, counted up in this process.
@@ -54,6 +75,7 @@ pub(super) struct Connection {
     /// There is a backlog.
     behind: Notify,
     open: Cell<bool>,
+    said_goodbye: Cell<bool>,
     closing: Notify,
     tasks: RefCell<Vec<AbortHandle>>,
 }
@@ -69,6 +91,7 @@ impl Connection {
             backlog: RefCell::default(),
             behind: Notify::new(),
             open: Cell::new(true),
+            said_goodbye: Cell::new(false),
             closing: Notify::new(),
             tasks: RefCell::default(),
         }
@@ -102,6 +125,19 @@ impl Connection {
         let _ = SockRef::from(self.write.as_ref()).shutdown(std::net::Shutdown::Both);
         self.closing.notify_waiters();
         true
+    }
+
+    /// Tells the peer, once, that this is a good end; it hangs up then.
+    pub fn say_goodbye(&self) {
+        if self.said_goodbye.replace(true) {
+            return;
+        }
+        let mut frame = Vec::new();
+        let start = wire::begin(&mut frame, wire::PROTOCOL_VERSION, Kind::Goodbye, 0);
+        if wire::end(&mut frame, start, 0).is_ok() {
+            // It fails if the peer was first.
+            let _ = self.send(&mut frame, usize::MAX);
+        }
     }
 
     /// Writes `buffer` at once as far as the socket takes it; the writer task gets the rest. `buffer` comes back empty.
@@ -145,7 +181,7 @@ impl Connection {
                 break error;
             }
         };
-        peers.close(&self, format!("writing to it failed: {error}"));
+        peers.close(&self, format!("writing to it failed: {error}").into());
     }
 
     async fn write_backlog(&self) -> io::Result<()> {
@@ -175,25 +211,29 @@ impl Connection {
     /// The reader task: turns the stream into events.
     pub async fn run_reader(self: Rc<Self>, version: u8, mut read: OwnedReadHalf, peers: Rc<Peers>) {
         let mut reader = Reader { connection: Rc::clone(&self), version, buffer: Vec::new(), start: 0 };
-        let reason = loop {
-            peers.events.room(peers.options.unread_bytes_max).await;
+        let end: End = loop {
+            if !peers.is_parting() {
+                peers.events.room(peers.options.unread_bytes_max).await;
+            }
             reader.make_room();
             let room = reader.buffer.capacity() - reader.buffer.len();
             match read.read_buf(&mut reader.buffer).await {
-                Ok(0) => break "the peer closed the connection".to_owned(),
+                Ok(0) => break "the peer closed the connection".into(),
+                // Only the end of the stream is waited for.
+                Ok(_) if peers.is_parting() => reader.buffer.clear(),
                 Ok(count) => {
-                    if let Err(reason) = reader.take_frames(&peers) {
-                        break reason;
+                    if let Err(end) = reader.take_frames(&peers) {
+                        break end;
                     }
                     if count == room {
                         // There is more; the driver's turn comes first.
                         tokio::task::yield_now().await;
                     }
                 }
-                Err(error) => break format!("reading from it failed: {error}"),
+                Err(error) => break format!("reading from it failed: {error}").into(),
             }
         };
-        peers.close(&self, reason);
+        peers.close(&self, end);
     }
 }
 
@@ -222,51 +262,58 @@ impl Reader {
         }
     }
 
-    fn take_frames(&mut self, peers: &Peers) -> Result<(), String> {
+    fn take_frames(&mut self, peers: &Peers) -> Result<(), End> {
         let limit = peers.options.frame_bytes_max;
         loop {
             let rest = self.buffer.get(self.start..).unwrap_or(&[]);
-            let Some(header) = Header::decode(rest, self.version, limit).or_else(|error| self.refused(rest, error))?
-            else {
-                return Ok(());
-            };
+            let header = Header::decode(rest, self.version, limit).or_else(|error| self.refused(rest, error));
+            let Some(header) = header.map_err(|error| self.tell(&error))? else { return Ok(()) };
             let Some(body) = rest.get(HEADER_LEN..).and_then(|rest| rest.get(..header.body_len)) else {
                 return Ok(());
             };
-            self.frame(header, body, peers)?;
+            if let Some(end) = self.frame(header, body, peers).map_err(|error| self.tell(&error))? {
+                return Err(end);
+            }
             self.start += HEADER_LEN + header.body_len;
         }
     }
 
     /// A dialer that does not like our Welcome answers with a Refuse, whose version byte is the handshake's.
-    fn refused(&self, rest: &[u8], error: WireError) -> Result<Option<Header>, String> {
+    fn refused(&self, rest: &[u8], error: WireError) -> Result<Option<Header>, WireError> {
         match Header::decode(rest, wire::HANDSHAKE_FORMAT, wire::HANDSHAKE_BYTES_MAX) {
             Ok(Some(header)) if header.kind == Kind::Refuse => Ok(Some(header)),
-            _ => Err(error.to_string()),
+            _ => Err(error),
         }
     }
 
-    fn frame(&self, header: Header, body: &[u8], peers: &Peers) -> Result<(), String> {
+    /// A peer that breaks the protocol hears why the connection ends.
+    fn tell(&self, error: &WireError) -> End {
+        let refusal = Refusal::new(RefusalCode::Malformed, error.to_string());
+        // Best effort: the connection ends in any case.
+        let _ = self.connection.send(&mut encode_refusal(&refusal), usize::MAX);
+        refusal.reason.into()
+    }
+
+    /// Takes one frame in. Returns why the connection ends, if that is what the frame says.
+    fn frame(&self, header: Header, body: &[u8], peers: &Peers) -> Result<Option<End>, WireError> {
         let from = self.connection.peer;
         let weight_max = peers.options.frame_bytes_max;
         match header.kind {
             Kind::Raft => {
-                let (mut messages, weight) = wire::decode_raft(body, weight_max).map_err(|error| error.to_string())?;
+                let (mut messages, weight) = wire::decode_raft(body, weight_max)?;
                 let all = messages.len();
                 messages.retain(|message| message.from == from);
-                if messages.len() < all && peers.may_say((from, "foreign sender")) {
-                    tracing::warn!(peer = from, "dropped Raft messages that a peer sent in another node's name");
+                if messages.len() < all {
+                    peers.dropped(from, header.group, "it sent Raft messages in another node's name");
                 }
                 if !messages.is_empty() {
                     peers.events.push_raft(from, header.group, messages, weight);
                 }
             }
             Kind::Propose => {
-                let proposed = wire::decode_propose(body, weight_max).map_err(|error| error.to_string())?;
+                let proposed = wire::decode_propose(body, weight_max)?;
                 if let Some(error) = proposed.unreadable {
-                    if peers.may_say((from, "unreadable command")) {
-                        tracing::warn!(peer = from, %error, "dropped commands that a peer forwarded");
-                    }
+                    peers.dropped(from, header.group, &format!("it forwarded a command that cannot be read: {error}"));
                 }
                 if !proposed.commands.is_empty() {
                     let event = Event::Propose { from, group: header.group, commands: proposed.commands };
@@ -274,17 +321,26 @@ impl Reader {
                 }
             }
             Kind::Rejected => {
-                let rejected = wire::decode_rejected(body).map_err(|error| error.to_string())?;
+                let rejected = wire::decode_rejected(body)?;
                 peers.events.push(Event::Rejected { from, group: header.group, rejected }, body.len());
             }
             Kind::Formation => peers.events.push(Event::Formation { from, body: body.to_vec() }, body.len()),
-            Kind::Refuse => {
-                let refusal = decode_refusal(body).map_err(|error| error.to_string())?;
-                peers.refused(from, false, &refusal);
-                return Err(format!("it refused this node: {refusal}"));
+            Kind::Dropped => {
+                let reason = wire::decode_dropped(body)?;
+                peers.events.push(Event::Dropped { from, group: header.group, reason }, body.len());
             }
-            Kind::Hello | Kind::Welcome => return Err(WireError::Unexpected(header.kind).to_string()),
+            Kind::Durable => {
+                let index = wire::decode_durable(body)?;
+                peers.events.push(Event::Durable { from, group: header.group, index }, body.len());
+            }
+            Kind::Goodbye => return Ok(Some(End { reason: "the peer closed in good order".into(), in_order: true })),
+            Kind::Refuse => {
+                let refusal = decode_refusal(body)?;
+                peers.refused(from, false, &refusal);
+                return Ok(Some(format!("it refused this node: {refusal}").into()));
+            }
+            Kind::Hello | Kind::Welcome => return Err(WireError::Unexpected(header.kind)),
         }
-        Ok(())
+        Ok(None)
     }
 }

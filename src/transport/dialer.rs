@@ -44,7 +44,7 @@ fn failed(peers: &Peers, peer: NodeId, address: &str, error: DialError) {
         DialError::Greet(GreetError::ByThem(refusal)) => peers.refused(peer, false, refusal),
         _ => {
             if peers.may_say((peer, "dial", error.to_string())) {
-                tracing::info!(node = peers.me, peer, address, %error, "cannot reach a peer, still trying");
+                tracing::info!(node = peers.me, peer, address, "cannot reach node {peer}, still trying: {error}");
             }
         }
     }

@@ -41,6 +41,8 @@ pub enum Event {
         peer: NodeId,
         /// One sentence.
         reason: String,
+        /// It said goodbye.
+        in_order: bool,
     },
     /// Raft messages, each `from` its sender; `to` is not checked.
     Raft {
@@ -68,6 +70,24 @@ pub enum Event {
         group: GroupId,
         /// Which, and why.
         rejected: Rejected,
+    },
+    /// The peer drops messages of this node.
+    Dropped {
+        /// Who drops them.
+        from: NodeId,
+        /// The group they were for.
+        group: GroupId,
+        /// One sentence.
+        reason: String,
+    },
+    /// Everything committed up to this index is on the peer's disk.
+    Durable {
+        /// Whose disk.
+        from: NodeId,
+        /// The group that the index is of.
+        group: GroupId,
+        /// The index.
+        index: u64,
     },
     /// The engine's own bytes about forming the cluster.
     Formation {

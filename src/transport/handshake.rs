@@ -7,8 +7,8 @@ use std::future::Future;
 use std::pin::Pin;
 
 use super::wire::{
-    begin, cut, end, put_string, Fields, Kind, WireError, HANDSHAKE_BYTES_MAX, HANDSHAKE_FORMAT, PROTOCOL_VERSION,
-    PROTOCOL_VERSION_MIN,
+    begin, cut, end, printable, put_string, Fields, Kind, WireError, HANDSHAKE_BYTES_MAX, HANDSHAKE_FORMAT,
+    PROTOCOL_VERSION, PROTOCOL_VERSION_MIN,
 };
 use crate::engine::NodeId;
 
@@ -273,9 +273,7 @@ pub fn decode_refusal(body: &[u8]) -> Result<Refusal, WireError> {
     let read = || {
         let mut fields = Fields { rest: body };
         let code = RefusalCode::from_number(fields.u16()?);
-        let reason = fields.text()?;
-        let reason = cut(&reason).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        Some(Refusal { code, reason })
+        Some(Refusal { code, reason: printable(&fields.text()?) })
     };
     read().ok_or_else(|| WireError::Body { kind: Kind::Refuse, problem: "its fields do not fit its length".into() })
 }
@@ -321,7 +319,14 @@ mod tests {
     fn hello() -> impl Strategy<Value = Hello> {
         let role = prop_oneof![Just(Role::Peer), Just(Role::Client), Just(Role::Admin)];
         (any::<[u64; 8]>(), any::<[u128; 2]>(), role, ".{0,40}", ".{0,40}", any::<Vec<u8>>()).prop_map(
-            |([incarnation, from, to, boot, nonce, term, vote, last_index], [lineage, identity], role, cluster, advertise, formation)| Hello {
+            |(
+                [incarnation, from, to, boot, nonce, term, vote, last_index],
+                [lineage, identity],
+                role,
+                cluster,
+                advertise,
+                formation,
+            )| Hello {
                 cluster,
                 lineage,
                 incarnation,

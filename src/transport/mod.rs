@@ -6,6 +6,7 @@
 //! | [`batch`] | one peer's frames of one round, encoded into one buffer |
 //! | [`handshake`] | who may talk to whom: [`Hello`], [`Refusal`], the [`Gate`] that the driver provides |
 //! | [`events`] | what the network tells the driver |
+//! | [`quiet`] | saying the same thing only so often |
 //! | [`network`] | [`Network`]: the listener, one dialer per peer, the routes |
 //!
 //! All of one node's network runs on one thread, the driver's: every task is a local task, nothing is locked.
@@ -28,7 +29,7 @@ pub mod network;
 mod network_tests;
 pub mod options;
 mod peers;
-mod quiet;
+pub mod quiet;
 pub mod resolve;
 pub mod wire;
 
@@ -36,5 +37,6 @@ pub use events::{Event, Events};
 pub use handshake::{Gate, Held, Hello, Refusal, RefusalCode, Role};
 pub use network::Network;
 pub use options::Options;
+pub use quiet::Quiet;
 pub use resolve::Resolve;
 pub use wire::Rejected;

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use raft::eraftpb::Message;
 use tokio::net::TcpListener;
+use tokio::task::AbortHandle;
 
 use super::events::Events;
 use super::handshake::Gate;
@@ -23,11 +24,13 @@ use crate::engine::{GroupId, NodeId};
 ///
 /// Methods are of three kinds. **Membership**: [`set_peer`](Self::set_peer), [`remove_peer`](Self::remove_peer).
 /// **Sending**, in the driver's turn: the `send_` methods encode into a buffer per peer, then one
-/// [`flush`](Self::flush) writes them. **The end**: [`shutdown`](Self::shutdown), then [`join`](Self::join).
+/// [`flush`](Self::flush) writes them. **The end**: [`part`](Self::part) where it is a good one, [`shutdown`](Self::shutdown), then
+/// [`join`](Self::join).
 /// What comes in is taken from the [`Events`].
 pub struct Network {
     peers: Rc<Peers>,
     address: SocketAddr,
+    listener: Option<AbortHandle>,
     /// Peers with something in their batch.
     touched: Vec<NodeId>,
 }
@@ -49,8 +52,8 @@ impl Network {
         let listener = TcpListener::from_std(listener)?;
         let address = listener.local_addr()?;
         let peers = Rc::new(Peers::new(me, gate, options, events));
-        peers.spawn(listener::run(Rc::clone(&peers), listener));
-        Ok(Self { peers, address, touched: Vec::new() })
+        let listener = peers.spawn(listener::run(Rc::clone(&peers), listener));
+        Ok(Self { peers, address, listener, touched: Vec::new() })
     }
 
     /// Where it listens.
@@ -115,11 +118,33 @@ impl Network {
         self.touch(to, put)
     }
 
+    /// Tells `to` why its messages are dropped. `false` if there is no way to `to`.
+    pub fn send_dropped(&mut self, to: NodeId, group: GroupId, reason: &str) -> bool {
+        let put = self.peers.put(to, |batch| batch.dropped(group, reason));
+        self.touch(to, put)
+    }
+
+    /// Tells `to` what this node's disk holds of what is committed. `false` if there is no way to `to`.
+    pub fn send_durable(&mut self, to: NodeId, group: GroupId, index: u64) -> bool {
+        let put = self.peers.put(to, |batch| batch.durable(group, index));
+        self.touch(to, put)
+    }
+
     /// Writes this round's batches, without waiting: what a socket does not take, its connection's task writes later.
     pub fn flush(&mut self) {
         for peer in self.touched.drain(..) {
             self.peers.flush(peer);
         }
+    }
+
+    /// Stops listening and dialling, says goodbye, and waits until the peers have hung up, so that they know of a good
+    /// end. Nothing that comes in is taken any more; [`shutdown`](Self::shutdown) is to follow, also if this is
+    /// cancelled.
+    pub async fn part(&mut self) {
+        if let Some(listener) = self.listener.take() {
+            listener.abort();
+        }
+        self.peers.part().await;
     }
 
     /// Writes what the sockets take, closes all connections and ends all tasks. No event follows.

@@ -20,6 +20,7 @@ use super::wire::{begin, end, Header, Kind, HANDSHAKE_FORMAT, HEADER_LEN, PROTOC
 use super::*;
 use crate::engine::command::Command;
 use crate::engine::NodeId;
+use crate::test_log::TestLog;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -55,6 +56,7 @@ struct TestGate {
     cluster: String,
     /// Ids that are not let in.
     refused: RefCell<Vec<NodeId>>,
+    asked: Cell<u32>,
 }
 
 impl Gate for TestGate {
@@ -63,6 +65,7 @@ impl Gate for TestGate {
     }
 
     fn admit(&self, hello: &Hello) -> Result<(), Refusal> {
+        self.asked.set(self.asked.get() + 1);
         if hello.cluster != self.cluster {
             let reason = format!("node {} belongs to cluster {:?}, not {:?}", hello.from, hello.cluster, self.cluster);
             return Err(Refusal::new(RefusalCode::Cluster, reason));
@@ -110,6 +113,7 @@ impl Start {
             boot: self.boot,
             cluster: self.cluster.to_owned(),
             refused: RefCell::default(),
+            asked: Cell::new(0),
         });
         let notify = Arc::new(Notify::new());
         let events = Events::new(Arc::clone(&notify));
@@ -159,7 +163,16 @@ impl Node {
 
     async fn down(&mut self, id: NodeId) -> String {
         self.until("Down", |event| match event {
-            Event::Down { peer, reason } if peer == id => Some(reason),
+            Event::Down { peer, reason, .. } if peer == id => Some(reason),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Waits until a peer has refused this node.
+    async fn refused_by_them(&mut self) -> String {
+        self.until("Refused by a peer", |event| match event {
+            Event::Refused { by_us: false, reason, .. } => Some(reason),
             _ => None,
         })
         .await
@@ -271,6 +284,8 @@ fn every_kind_of_frame_arrives_with_its_authenticated_sender() {
         let refusal = Rejected { boot: 1, numbers: vec![3, 4], leader: 2, term: 6, reason: "no leader".into() };
         assert!(one.network.send_rejected(2, 4, &refusal));
         assert!(one.network.send_formation(2, b"form"));
+        assert!(one.network.send_dropped(2, 4, "it is\nodd"));
+        assert!(one.network.send_durable(2, 4, 77));
         assert!(!one.network.send_formation(3, b"form"), "there is no way to node 3");
         one.network.flush();
         assert_eq!(two.raft(1, 1).await, [message(1, 2, 5, 100)]);
@@ -295,6 +310,20 @@ fn every_kind_of_frame_arrives_with_its_authenticated_sender() {
             })
             .await;
         assert_eq!(got, b"form");
+        let got = two
+            .until("Dropped", |event| match event {
+                Event::Dropped { from: 1, group: 4, reason } => Some(reason),
+                _ => None,
+            })
+            .await;
+        assert_eq!(got, "it is odd");
+        let got = two
+            .until("Durable", |event| match event {
+                Event::Durable { from: 1, group: 4, index } => Some(index),
+                _ => None,
+            })
+            .await;
+        assert_eq!(got, 77);
         two.say(1, 1);
         one.raft(2, 1).await;
     });
@@ -449,6 +478,52 @@ fn a_dialer_may_refuse_the_welcome_and_says_why() {
 }
 
 #[test]
+fn a_refusal_is_logged_once_in_a_while_on_both_sides_with_peer_and_reason() {
+    let log = TestLog::default();
+    let _guard = tracing::dispatcher::set_default(&log.dispatch());
+    run(async {
+        let (mut one, two) = (Start::new(1).node(), Start { cluster: "other", ..Start::new(2) }.node());
+        one.network.set_peer(2, &two.address());
+        one.refused().await;
+        // It goes on dialling, and is refused again and again.
+        soon("more refusals", async {
+            while two.gate.asked.get() < 5 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    });
+    let lines = log.said("node 1 belongs to cluster \"test\", not \"other\"");
+    let seen = lines.iter().map(|line| (line.level, line.field("node").unwrap(), line.field("peer").unwrap()));
+    let mut seen = seen.collect::<Vec<_>>();
+    seen.sort();
+    assert_eq!(seen, [(tracing::Level::WARN, "1", "2"), (tracing::Level::WARN, "2", "1")]);
+}
+
+#[test]
+fn strangers_do_not_fill_the_log_nor_silence_what_is_said_of_peers() {
+    let log = TestLog::default();
+    let _guard = tracing::dispatcher::set_default(&log.dispatch());
+    run(async {
+        let mut one = Start::new(1).node();
+        for number in 0..200 {
+            // Each has something else to say.
+            let mut stranger = ByHand::connect(&one).await;
+            let foreign = Hello { cluster: format!("of {number}"), ..hello(2, 1, 1) };
+            stranger.0.write_all(&encode_greeting(Kind::Hello, &Greeting::new(foreign)).unwrap()).await.unwrap();
+            assert_eq!(stranger.read_frame(HANDSHAKE_FORMAT).await.0, Kind::Refuse);
+        }
+        let two = Start { cluster: "other", ..Start::new(2) }.node();
+        one.network.set_peer(2, &two.address());
+        assert!(!one.refused_by_them().await.is_empty());
+    });
+    let of_strangers = log.said("belongs to cluster \"of ");
+    assert!((1..=64).contains(&of_strangers.len()), "{} lines", of_strangers.len());
+    assert!(of_strangers.iter().all(|line| line.field("from").unwrap().starts_with("127.0.0.1:")));
+    assert_eq!(log.said("node 2 refused this node").len(), 1);
+}
+
+#[test]
 fn a_node_that_dials_itself_is_told_so() {
     run(async {
         let mut one = Start::new(1).node();
@@ -541,6 +616,8 @@ fn a_peer_that_breaks_the_protocol_is_dropped_while_others_go_on() {
             (frame(PROTOCOL_VERSION, Kind::Propose, &[0xff; 20]), "damaged"),
             (frame(PROTOCOL_VERSION, Kind::Rejected, &[0xff; 20]), "damaged"),
             (frame(PROTOCOL_VERSION, Kind::Hello, b""), "Hello"),
+            (frame(PROTOCOL_VERSION, Kind::Dropped, &[0xff; 20]), "damaged"),
+            (frame(PROTOCOL_VERSION, Kind::Durable, &[1]), "shorter"),
         ];
         for (bytes, expected) in cases {
             let (mut stranger, kind, _) = ByHand::greet(&one, 3, 1).await;
@@ -549,7 +626,8 @@ fn a_peer_that_breaks_the_protocol_is_dropped_while_others_go_on() {
             stranger.0.write_all(&bytes).await.unwrap();
             let reason = one.down(3).await;
             assert!(reason.contains(expected), "{reason} instead of {expected}");
-            stranger.ended().await;
+            let last_words = stranger.ended().await;
+            assert_eq!(decode_refusal(&last_words[HEADER_LEN..]).unwrap().reason, reason, "it is told as well");
         }
         // Half a frame is no offence, only never an event.
         let (mut half, ..) = ByHand::greet(&one, 3, 1).await;
@@ -592,6 +670,70 @@ fn the_oldest_unfinished_handshake_makes_room_for_the_next() {
         silent[1].ended().await;
         let mut byte = [0];
         assert!(silent[3].0.try_read(&mut byte).is_err(), "the newest is still there");
+    });
+}
+
+#[test]
+fn strangers_at_one_address_do_not_crowd_out_those_at_another() {
+    run(async {
+        let mut start = Start::new(1);
+        start.options.handshakes_max = 6;
+        start.options.handshakes_per_address_max = 4;
+        start.options.handshake_timeout = DEADLINE * 3;
+        let one = start.node();
+        let connect = |from: &'static str| {
+            let at = one.network.local_address();
+            async move {
+                let socket = tokio::net::TcpSocket::new_v4().unwrap();
+                socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+                ByHand(socket.connect(at).await.unwrap())
+            }
+        };
+        let mut patient = connect("127.0.0.2").await;
+        let mut crowd = Vec::new();
+        for _ in 0..50 {
+            crowd.push(connect("127.0.0.3").await);
+        }
+        for dropped in &mut crowd[..46] {
+            dropped.ended().await;
+        }
+        // The bound on all is reached: the crowd pays for it.
+        let mut others = vec![connect("127.0.0.4").await, connect("127.0.0.5").await];
+        crowd[46].ended().await;
+        let mut byte = [0];
+        for open in others.iter_mut().chain(&mut crowd[47..]).chain([&mut patient]) {
+            assert!(open.0.try_read(&mut byte).is_err());
+        }
+        let greeting = Greeting::new(hello(2, 1, 1));
+        patient.0.write_all(&encode_greeting(Kind::Hello, &greeting).unwrap()).await.unwrap();
+        assert_eq!(patient.read_frame(HANDSHAKE_FORMAT).await.0, Kind::Welcome);
+    });
+}
+
+#[test]
+fn a_peer_that_says_goodbye_is_known_to_have_ended_well() {
+    run(async {
+        for in_order in [true, false] {
+            let (mut one, mut two) = (Start::new(1).node(), Start::new(2).node());
+            one.network.set_peer(2, &two.address());
+            one.up(2).await;
+            two.up(1).await;
+            assert!(one.send(2, 9, 100));
+            if in_order {
+                // The driver is behind, and what it has not read makes no difference.
+                two.say(1, 5);
+                soon("the peers' hanging up", one.network.part()).await;
+                assert!(TcpListener::bind(one.network.local_address()).is_ok(), "nobody listens any more");
+            }
+            one.stop().await;
+            assert_eq!(two.raft(1, 1).await[0].index, 9, "what was sent before arrives");
+            let ended = two.until("Down", |event| match event {
+                Event::Down { peer: 1, reason, in_order } => Some((reason, in_order)),
+                _ => None,
+            });
+            let (reason, ended_in_order) = ended.await;
+            assert_eq!(ended_in_order, in_order, "{reason}");
+        }
     });
 }
 

@@ -16,6 +16,8 @@ pub struct Options {
     pub unread_bytes_max: usize,
     /// Inbound connections without a handshake at once; the oldest is dropped for the next one.
     pub handshakes_max: usize,
+    /// Of these, from one address (an IPv6 network of 64 bits counts as one).
+    pub handshakes_per_address_max: usize,
     /// Inbound connections of one peer at once; the oldest is dropped for the next one.
     pub inbound_per_peer_max: usize,
     /// How long a handshake may take, on either side.
@@ -39,6 +41,7 @@ impl Default for Options {
             backlog_bytes_max: 64 << 20,
             unread_bytes_max: 16 << 20,
             handshakes_max: 256,
+            handshakes_per_address_max: 64,
             inbound_per_peer_max: 4,
             handshake_timeout: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(3),

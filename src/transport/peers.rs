@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::hash::Hash;
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use tokio::net::TcpStream;
@@ -12,17 +13,20 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::batch::Batch;
-use super::connection::{configure, Connection};
+use super::connection::{configure, Connection, End};
 use super::events::{Event, Events};
 use super::greet::Greeted;
 use super::handshake::{Gate, Refusal};
 use super::options::Options;
 use super::quiet::Quiet;
 use super::wire::WireError;
-use crate::engine::NodeId;
+use crate::engine::{GroupId, NodeId};
 
 /// A batch that has grown to this is sent before the driver's round ends.
 const BATCH_BYTES_MAX: usize = 1 << 20;
+
+/// Different things said of strangers in a while.
+const SAID_OF_STRANGERS_MAX: usize = 64;
 
 /// The state of one node's network. No borrow of a cell is held across an await, or while the gate is asked.
 pub(super) struct Peers {
@@ -33,7 +37,10 @@ pub(super) struct Peers {
     peers: RefCell<BTreeMap<NodeId, Peer>>,
     epoch: Cell<u64>,
     quiet: RefCell<Quiet>,
+    /// Apart, because strangers choose what there is to say: they must not silence what is said of peers.
+    quiet_of_strangers: RefCell<Quiet>,
     tasks: RefCell<JoinSet<()>>,
+    parting: Cell<bool>,
     stopped: Cell<bool>,
 }
 
@@ -85,7 +92,9 @@ impl Peers {
             peers: RefCell::default(),
             epoch: Cell::new(0),
             quiet: RefCell::default(),
+            quiet_of_strangers: RefCell::new(Quiet::new(SAID_OF_STRANGERS_MAX)),
             tasks: RefCell::default(),
+            parting: Cell::new(false),
             stopped: Cell::new(false),
         }
     }
@@ -105,18 +114,43 @@ impl Peers {
         self.quiet.borrow_mut().may_say(what, Instant::now())
     }
 
-    /// Logs and tells a refusal.
+    /// Whether something about whoever dials this node may be logged again.
+    pub fn may_say_of_strangers(&self, what: impl Hash) -> bool {
+        self.quiet_of_strangers.borrow_mut().may_say(what, Instant::now())
+    }
+
+    /// Logs and tells that this node refused whoever dialled it from `from` and says that it is `peer`.
+    pub fn refused_stranger(&self, peer: NodeId, from: SocketAddr, refusal: &Refusal) {
+        let Refusal { code, reason } = refusal.clone();
+        if self.may_say_of_strangers((peer, code, &reason)) {
+            tracing::warn!(node = self.me, peer, %from, ?code, "refused a connection of node {peer}: {reason}");
+            self.events.push(Event::Refused { peer, by_us: true, code, reason }, 0);
+        }
+    }
+
+    /// Logs and tells that a peer and this node, which dialled it, do not fit.
     pub fn refused(&self, peer: NodeId, by_us: bool, refusal: &Refusal) {
         if !self.may_say((peer, by_us, refusal.code, &refusal.reason)) {
             return;
         }
         let (code, reason) = (refusal.code, refusal.reason.clone());
         if by_us {
-            tracing::warn!(node = self.me, peer, ?code, %reason, "refused a connection");
+            tracing::warn!(node = self.me, peer, ?code, "refused to connect to node {peer}: {reason}");
         } else {
-            tracing::warn!(node = self.me, peer, ?code, %reason, "a peer refused this node");
+            tracing::warn!(node = self.me, peer, ?code, "node {peer} refused this node: {reason}");
         }
         self.events.push(Event::Refused { peer, by_us, code, reason }, 0);
+    }
+
+    /// Logs that something a peer sent is dropped, and tells the peer.
+    pub fn dropped(&self, peer: NodeId, group: GroupId, reason: &str) {
+        if !self.may_say((peer, "dropped", group, reason)) {
+            return;
+        }
+        tracing::warn!(node = self.me, peer, group, "dropped what node {peer} sent: {reason}");
+        if self.put(peer, |batch| batch.dropped(group, reason)) {
+            self.flush(peer);
+        }
     }
 
     /// Makes a connection out of a stream whose handshake is done; `false` if it came too late to be one.
@@ -151,7 +185,7 @@ impl Peers {
         let (same_boot, other_boot): (Vec<_>, Vec<_>) =
             outdated.into_iter().partition(|other| other.hello.boot == boot);
         for other in other_boot {
-            self.close(&other, "the peer was started again".to_owned());
+            self.close(&other, "the peer was started again".into());
         }
         let tasks = [
             self.spawn(Rc::clone(&connection).run_reader(version, read, Rc::clone(self))),
@@ -169,9 +203,9 @@ impl Peers {
             }
             Rc::clone(&peer.dial_now)
         };
-        self.reroute(id, "");
+        self.reroute(id, &"".into());
         for other in same_boot {
-            self.close(&other, "a newer connection of the peer took its place".to_owned());
+            self.close(&other, "a newer connection of the peer took its place".into());
         }
         if !dialled {
             dial_now.notify_one();
@@ -180,11 +214,11 @@ impl Peers {
     }
 
     /// Closes a connection, once.
-    pub fn close(&self, connection: &Rc<Connection>, reason: String) {
+    pub fn close(&self, connection: &Rc<Connection>, end: End) {
         if !connection.close() {
             return;
         }
-        let id = connection.peer;
+        let (id, reason) = (connection.peer, &end.reason);
         tracing::debug!(node = self.me, peer = id, dialled = connection.dialled, %reason, "a connection ended");
         if let Some(peer) = self.peers.borrow_mut().get_mut(&id) {
             peer.inbound.retain(|other| other.epoch != connection.epoch);
@@ -193,11 +227,11 @@ impl Peers {
                 peer.trouble = Some(reason.clone());
             }
         }
-        self.reroute(id, &reason);
+        self.reroute(id, &end);
     }
 
     /// Tells the driver if what is sent to `id` takes another way than it knows of.
-    fn reroute(&self, id: NodeId, reason: &str) {
+    fn reroute(&self, id: NodeId, end: &End) {
         let mut peers = self.peers.borrow_mut();
         let Some(peer) = peers.get_mut(&id) else { return };
         let route = peer.route().map(|route| (route.epoch, Rc::clone(&route.hello)));
@@ -206,7 +240,6 @@ impl Peers {
             (None, None) => None,
             (None, Some((epoch, hello))) => {
                 peer.told = Some(epoch);
-                tracing::info!(node = self.me, peer = id, "connected");
                 Some(Event::Up { peer: id, hello, epoch })
             }
             (Some(told), Some((epoch, _))) => {
@@ -217,8 +250,8 @@ impl Peers {
             (Some(_), None) => {
                 peer.told = None;
                 peer.batch.clear();
-                tracing::info!(node = self.me, peer = id, reason, "disconnected");
-                Some(Event::Down { peer: id, reason: reason.to_owned() })
+                let End { reason, in_order } = end.clone();
+                Some(Event::Down { peer: id, reason, in_order })
             }
         };
         if peer.address.is_none() && peer.route().is_none() {
@@ -238,7 +271,7 @@ impl Peers {
             let Some(peer) = peers.get_mut(&id).filter(|peer| peer.route().is_some()) else { return false };
             if let Err(error) = put(&mut peer.batch) {
                 if self.may_say((id, "put", error.to_string())) {
-                    tracing::error!(node = self.me, peer = id, %error, "could not send");
+                    tracing::error!(node = self.me, peer = id, "could not send to node {id}: {error}");
                 }
                 return false;
             }
@@ -272,10 +305,7 @@ impl Peers {
             }
         };
         if let Some((route, reason)) = broken {
-            if self.may_say((id, "send", &reason)) {
-                tracing::warn!(node = self.me, peer = id, %reason, "dropped a connection");
-            }
-            self.close(&route, reason);
+            self.close(&route, reason.into());
         }
     }
 
@@ -315,7 +345,7 @@ impl Peers {
             peer.connections().cloned().collect()
         };
         for connection in connections {
-            self.close(&connection, "the peer was removed".to_owned());
+            self.close(&connection, "the peer was removed".into());
         }
         self.peers.borrow_mut().remove(&id);
     }
@@ -341,6 +371,34 @@ impl Peers {
 
     pub fn connected(&self, id: NodeId) -> bool {
         self.peers.borrow().get(&id).is_some_and(|peer| peer.route().is_some_and(|route| route.is_open()))
+    }
+
+    /// This node is about to close in good order.
+    pub fn is_parting(&self) -> bool {
+        self.parting.get()
+    }
+
+    /// Ends dialling, says goodbye on every connection and waits until the peers have hung up.
+    pub async fn part(&self) {
+        self.parting.set(true);
+        let ids: Vec<_> = self.peers.borrow().keys().copied().collect();
+        for id in ids {
+            self.flush(id);
+            if let Some(dialer) = self.peers.borrow_mut().get_mut(&id).and_then(|peer| peer.dialer.take()) {
+                dialer.abort();
+            }
+        }
+        // A handshake that was under way may add one more.
+        while let Some(connection) = self.say_goodbye() {
+            connection.closed().await;
+        }
+    }
+
+    /// Returns one of the connections that are still open.
+    fn say_goodbye(&self) -> Option<Rc<Connection>> {
+        let peers = self.peers.borrow();
+        let open = peers.values().flat_map(Peer::connections).filter(|connection| connection.is_open());
+        open.inspect(|connection| connection.say_goodbye()).last().cloned()
     }
 
     /// Flushes what the sockets take and ends every task; no event follows.

@@ -8,20 +8,30 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How often the same thing is said.
-pub(super) const INTERVAL: Duration = Duration::from_secs(10);
+pub const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Different things remembered at once. Strangers choose what there is to say, so when it is full of fresh ones, new
-/// ones stay unsaid.
+/// Different things remembered at once, if not otherwise said. When it is full of fresh ones, new ones stay unsaid.
 const REMEMBERED_MAX: usize = 1024;
 
 /// Remembers what was said when.
-#[derive(Default)]
-pub(super) struct Quiet {
+pub struct Quiet {
+    remembered_max: usize,
     said: HashMap<u64, Instant>,
     hasher: RandomState,
 }
 
+impl Default for Quiet {
+    fn default() -> Self {
+        Self::new(REMEMBERED_MAX)
+    }
+}
+
 impl Quiet {
+    /// Says at most so many different things in an interval.
+    pub fn new(remembered_max: usize) -> Self {
+        Self { remembered_max, said: HashMap::new(), hasher: RandomState::new() }
+    }
+
     /// Whether `what` may be said now.
     pub fn may_say(&mut self, what: impl Hash, now: Instant) -> bool {
         let key = self.hasher.hash_one(what);
@@ -29,9 +39,9 @@ impl Quiet {
         if self.said.get(&key).is_some_and(fresh) {
             return false;
         }
-        if self.said.len() >= REMEMBERED_MAX {
+        if self.said.len() >= self.remembered_max {
             self.said.retain(|_, said| fresh(said));
-            if self.said.len() >= REMEMBERED_MAX {
+            if self.said.len() >= self.remembered_max {
                 return false;
             }
         }

@@ -59,6 +59,12 @@ pub enum Kind {
     Rejected = 6,
     /// The engine's own bytes about forming a cluster.
     Formation = 7,
+    /// The sender closes in good order; its body is empty.
+    Goodbye = 8,
+    /// Why the sender drops messages of the receiver: one sentence.
+    Dropped = 9,
+    /// An index: everything committed up to it is on the sender's disk.
+    Durable = 10,
 }
 
 impl Kind {
@@ -71,6 +77,9 @@ impl Kind {
             5 => Self::Propose,
             6 => Self::Rejected,
             7 => Self::Formation,
+            8 => Self::Goodbye,
+            9 => Self::Dropped,
+            10 => Self::Durable,
             other => return Err(WireError::Kind(other)),
         })
     }
@@ -383,6 +392,34 @@ pub fn decode_rejected(body: &[u8]) -> Result<Rejected, WireError> {
         Some(Rejected { boot, numbers, leader, term, reason })
     };
     read().ok_or_else(|| WireError::Body { kind: Kind::Rejected, problem: "its fields do not fit its length".into() })
+}
+
+/// Appends the body of a Dropped frame.
+pub fn put_dropped(buffer: &mut Vec<u8>, reason: &str) {
+    put_string(buffer, cut(reason).as_bytes());
+}
+
+/// Reads the body of a Dropped frame. The reason comes from outside: control characters are taken out of it.
+///
+/// # Errors
+/// Anything else.
+pub fn decode_dropped(body: &[u8]) -> Result<String, WireError> {
+    let reason = Fields { rest: body }.text().map(|reason| printable(&reason));
+    reason.ok_or_else(|| WireError::Body { kind: Kind::Dropped, problem: "its text does not fit its length".into() })
+}
+
+/// Reads the body of a Durable frame.
+///
+/// # Errors
+/// Anything else.
+pub fn decode_durable(body: &[u8]) -> Result<u64, WireError> {
+    let index = Fields { rest: body }.u64();
+    index.ok_or_else(|| WireError::Body { kind: Kind::Durable, problem: "it is shorter than an index".into() })
+}
+
+/// `text` from outside, cut, and without the characters that could write log lines of their own.
+pub(super) fn printable(text: &str) -> String {
+    cut(text).chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// `reason`, cut to [`REASON_BYTES_MAX`] at a character's start.

@@ -221,7 +221,7 @@ fn m1_a_peer_that_went_away_before_it_stored_anything_may_come_back_with_another
     run(async {
         let mut rig = Rig::new(3);
         rig.up(2, 20);
-        rig.node.take_event(Event::Down { peer: 2, reason: "it was wiped".into() });
+        rig.node.take_event(Event::Down { peer: 2, reason: "it was wiped".into(), in_order: false });
         rig.up(3, 30);
         rig.ticks(5).await;
         assert_eq!(rig.node.members.borrow().formation.stage(), &Stage::Unformed, "node 2 is not there");
