@@ -25,6 +25,8 @@ class PeerStatus:
     """Where it is reached."""
     connected: bool
     """A connection to it is up."""
+    trouble: str | None
+    """Why no connection is up, as far as this node knows: one sentence. None while one is."""
     matched: int | None
     """The highest index known to be on its disk; None unless this node leads."""
     state: PeerState | None

@@ -310,7 +310,7 @@ impl Drain<'_> {
         let late = self.core.state.lock().at_cursor.take_expired(now_ns);
         for waiter in late {
             let reason = "this node has not applied everything up to the read index";
-            let error = errors::of_read(Failure::TimedOutUnsent { reason });
+            let error = errors::of_read(Failure::TimedOutUnsent { reason: reason.into() });
             self.core.futures.fail(py, waiter.future().bind(py), error);
         }
     }

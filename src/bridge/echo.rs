@@ -168,6 +168,8 @@ impl Echo {
                     let result = self.range(after, max_bytes);
                     self.out.push(Completion::Range { token, result });
                 }
+                #[cfg(test)]
+                Request::Unguarded(_) => {}
                 Request::Close { drain } => {
                     let at = now_ns().saturating_add(u64::try_from(drain.as_nanos()).unwrap_or(u64::MAX));
                     self.close_at_ns = Some(self.close_at_ns.map_or(at, |earlier| earlier.min(at)));
@@ -233,7 +235,7 @@ impl Echo {
         self.undecided.retain(|call| {
             let is_late = call.deadline_ns.is_some_and(|deadline| deadline <= now_ns);
             if is_late {
-                let failure = Failure::TimedOutUnsent { reason: NO_MAJORITY };
+                let failure = Failure::TimedOutUnsent { reason: NO_MAJORITY.into() };
                 out.push(Completion::Failed { token: call.token, failure });
             }
             !is_late

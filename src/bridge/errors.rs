@@ -61,12 +61,11 @@ pub fn no_time_to_read() -> PyErr {
 /// What the waiter of a read gets for `failure`; nothing was proposed.
 pub fn of_read(failure: Failure) -> PyErr {
     match failure {
-        Failure::TimedOutUnsent { reason } => {
-            ReadTimeoutError::new_err(format!("the deadline of the read passed ({reason}): read again"))
-        }
+        Failure::TimedOutUnsent { reason } => ReadTimeoutError::new_err(format!(
+            "the deadline of the read passed ({reason}): read again once that is mended"
+        )),
         Failure::TimedOut => ReadTimeoutError::new_err(
-            "the deadline of the read passed before a majority had answered: check that a majority of members is up, \
-             and read again",
+            "the deadline of the read passed before the state machine here had applied what it is to show: read again",
         ),
         Failure::Refused { reason } => RaftError::new_err(reason),
         Failure::AppliedWithoutResult { index } => {

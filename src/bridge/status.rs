@@ -60,6 +60,7 @@ fn peer_to_dict<'py>(py: Python<'py>, peer: &PeerStatus) -> PyResult<Bound<'py, 
     dict.set_item("id", peer.id)?;
     dict.set_item("address", &peer.address)?;
     dict.set_item("connected", peer.connected)?;
+    dict.set_item("trouble", peer.trouble.as_deref())?;
     dict.set_item("matched", peer.matched)?;
     dict.set_item("state", peer.state)?;
     Ok(dict)

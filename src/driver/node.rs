@@ -17,11 +17,11 @@ use super::faults::Arrivals;
 use super::gate::{Gate, Members};
 use super::identity::NodeRecord;
 use super::options::Options;
-use super::persister::{Persister, Task};
+use super::persister::{End, Persister, Task};
 use super::port::{Completion, Fatal, InboxBatch, PeerStatus, Port, Proposal, Request, Status};
 use super::start::{self, StartError, Started};
 use super::witness::Spoken;
-use crate::engine::formation::{Formation, Report, Stage};
+use crate::engine::formation::{Report, Stage};
 use crate::engine::{Effect, Engine, Fault, NodeId, Now, Reader, Refused, Rejection, APPLICATION_GROUP};
 use crate::storage::{Figures, StorageError};
 use crate::transport::{self, Event, Events, Network, Quiet};
@@ -213,6 +213,9 @@ impl Node {
         let ticked = self.tick();
         self.record_when_due(ticked);
         let now = Now { boottime_ns: clock::boottime_ns(), wall_ns: clock::wall_ns() };
+        if now.boottime_ns >= self.engine.next_deadline_ns() {
+            self.engine.handle_obstacle(self.obstacle());
+        }
         for effect in self.engine.poll(now)? {
             self.run_effect(effect);
         }
@@ -492,6 +495,8 @@ impl Node {
                     let until = Instant::now() + drain;
                     self.closing = Some(self.closing.map_or(until, |earlier| earlier.min(until)));
                 }
+                #[cfg(test)]
+                Request::Unguarded(message) => self.engine.step_unguarded(*message),
             }
         }
         self.inbox = inbox;
@@ -514,21 +519,47 @@ impl Node {
             self.engine.handle_tick();
         } else if self.warned_unformed.elapsed() > WARN_EVERY {
             self.warned_unformed = Instant::now();
-            self.say_who_is_missing(&self.members.borrow().formation);
+            tracing::warn!(node = self.id, "{}", self.who_is_missing());
         }
         true
     }
 
-    fn say_who_is_missing(&self, formation: &Formation) {
-        let trouble = formation.missing().into_iter().map(|peer| {
-            let trouble = self.network.trouble(peer).unwrap_or_else(|| "no connection yet".into());
+    /// Why an unformed cluster is not formed yet.
+    fn who_is_missing(&self) -> String {
+        let missing = self.members.borrow().formation.missing();
+        let missing = missing.into_iter().filter(|peer| *peer != self.id).map(|peer| {
+            let trouble =
+                self.trouble(peer).unwrap_or_else(|| "connected, and has not stored who the members are".into());
             format!("node {peer}: {trouble}")
         });
+        let missing = missing.collect::<Vec<_>>().join("; ");
+        if missing.is_empty() {
+            return "the cluster is being formed".into();
+        }
+        format!("the cluster is not formed yet, which takes all its members once; still missing: {missing}")
+    }
+
+    /// Why there is no connection to `peer`; `None` if there is one.
+    fn trouble(&self, peer: NodeId) -> Option<String> {
+        if self.network.connected(peer) {
+            return None;
+        }
+        Some(self.network.trouble(peer).unwrap_or_else(|| "no connection yet".into()))
+    }
+
+    /// Why there is no leader, or no connection to it.
+    fn obstacle(&self) -> Option<String> {
+        if !self.members.borrow().formation.is_formed() {
+            return Some(self.who_is_missing());
+        }
+        let peers = start::peers(&self.options.members, self.id);
+        let trouble = peers.filter_map(|(peer, _)| Some(format!("node {peer}: {}", self.trouble(peer)?)));
         let trouble = trouble.collect::<Vec<_>>().join("; ");
-        tracing::warn!(
-            node = self.id,
-            "the cluster forms when all its members have met once; still missing: {trouble}"
-        );
+        match (trouble.is_empty(), self.engine.leader().0) {
+            (true, _) => None,
+            (false, None) => Some(format!("there was no leader; not connected to {trouble}")),
+            (false, Some(leader)) => Some(format!("node {leader} leads; not connected to {trouble}")),
+        }
     }
 
     fn run_effect(&mut self, effect: Effect) {
@@ -593,6 +624,7 @@ impl Node {
             id,
             address: self.network.address_of(id).unwrap_or_default(),
             connected: self.network.connected(id),
+            trouble: self.trouble(id),
             matched: progress.map(|progress| progress.matched),
             state: progress.map(|progress| progress.state),
         });
@@ -631,7 +663,7 @@ impl Node {
             self.record_if(Members::is_changed);
             self.persister.write(&mut self.tasks);
         }
-        self.persister.stop();
+        self.persister.stop(if in_order { End::InOrder } else { End::Abandoned });
         // The directory is free again when the thread has ended. A disk that hangs is not waited for: the thread ends
         // with its fsync, and holds nothing that anybody waits for.
         let patience = Instant::now() + if in_order { Duration::from_secs(2) } else { NETWORK_STOP };

@@ -39,7 +39,16 @@ pub struct Answer {
 #[derive(Default)]
 struct Queue {
     tasks: Vec<Task>,
-    stop: bool,
+    stop: Option<End>,
+}
+
+/// How the thread ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It writes what it has, and leaves the log as a good end does.
+    InOrder,
+    /// It writes nothing more, and leaves the files as they are.
+    Abandoned,
 }
 
 struct Shared {
@@ -101,9 +110,9 @@ impl Persister {
         self.shared.busy_since.lock().map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// Asks the thread to write what it has and end.
-    pub fn stop(&mut self) {
-        self.shared.queue.lock().stop = true;
+    /// Asks the thread to end, after the batch in hand.
+    pub fn stop(&mut self, end: End) {
+        self.shared.queue.lock().stop.get_or_insert(end);
         self.shared.work.notify_one();
     }
 
@@ -115,7 +124,7 @@ impl Persister {
 
 impl Drop for Persister {
     fn drop(&mut self) {
-        self.stop();
+        self.stop(End::InOrder);
     }
 }
 
@@ -123,6 +132,11 @@ fn run(mut writer: Box<dyn LogWriter>, shared: &Shared) {
     let mut housekeeping = Some(Duration::ZERO);
     loop {
         let (tasks, stop) = next_tasks(shared, housekeeping);
+        if stop == Some(End::Abandoned) {
+            writer.abandon();
+            shared.driver.notify_one();
+            return;
+        }
         *shared.busy_since.lock() = Some(Instant::now());
         let outcome = if tasks.is_empty() { Ok(()) } else { write(writer.as_mut(), tasks, shared) };
         let outcome = outcome.and_then(|()| writer.maintain());
@@ -137,7 +151,7 @@ fn run(mut writer: Box<dyn LogWriter>, shared: &Shared) {
                 return;
             }
         }
-        if stop {
+        if stop.is_some() {
             drop(writer);
             shared.driver.notify_one();
             return;
@@ -146,9 +160,9 @@ fn run(mut writer: Box<dyn LogWriter>, shared: &Shared) {
 }
 
 /// Waits for tasks, or until housekeeping is due.
-fn next_tasks(shared: &Shared, housekeeping: Option<Duration>) -> (Vec<Task>, bool) {
+fn next_tasks(shared: &Shared, housekeeping: Option<Duration>) -> (Vec<Task>, Option<End>) {
     let mut queue = shared.queue.lock();
-    if queue.tasks.is_empty() && !queue.stop {
+    if queue.tasks.is_empty() && queue.stop.is_none() {
         match housekeeping {
             Some(pause) => {
                 shared.work.wait_for(&mut queue, pause);
@@ -209,6 +223,8 @@ mod tests {
         fn maintain(&mut self) -> Result<Option<Duration>, StorageError> {
             Ok(None)
         }
+
+        fn abandon(self: Box<Self>) {}
 
         fn figures(&self) -> Figures {
             Figures::default()
@@ -316,8 +332,21 @@ mod tests {
         rig.outcomes.send(Ok(())).unwrap();
         rig.outcomes.send(Ok(())).unwrap();
         rig.write([ready(1, true)]);
-        rig.persister.stop();
+        rig.persister.stop(End::InOrder);
         rig.stopped();
         assert_eq!(rig.persister.take_answer().ready, Some(1));
+    }
+
+    #[test]
+    fn an_abandoned_log_is_not_written_any_more() {
+        let mut rig = Rig::new();
+        rig.write([ready(1, true)]);
+        rig.asked();
+        rig.write([ready(2, true)]);
+        rig.persister.stop(End::Abandoned);
+        rig.outcomes.send(Ok(())).unwrap();
+        rig.stopped();
+        assert!(rig.asked.try_recv().is_err());
+        assert_eq!(rig.persister.take_answer().ready, Some(1), "the batch in hand was finished");
     }
 }

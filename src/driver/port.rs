@@ -52,6 +52,9 @@ pub enum Request {
         /// How long calls in flight may still take.
         drain: Duration,
     },
+    /// Hand this message to raft-rs past the guard, to see what becomes of a node whose engine panics.
+    #[cfg(test)]
+    Unguarded(Box<raft::eraftpb::Message>),
 }
 
 /// Why the node stopped by itself.
@@ -335,6 +338,8 @@ pub struct PeerStatus {
     pub address: String,
     /// A connection is up.
     pub connected: bool,
+    /// Why none is, as far as this node knows: one sentence.
+    pub trouble: Option<String>,
     /// Highest index known to be on its disk (leader only).
     pub matched: Option<u64>,
     /// `"probe"`, `"replicate"` or `"snapshot"` (leader only).

@@ -1,5 +1,6 @@
 //! The engine itself: raft-rs, and everything round it that must be right.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -91,6 +92,8 @@ pub struct Engine {
     has_more: bool,
     /// Ticks for which a newly formed cluster is urged to elect its first leader.
     urge_ticks: usize,
+    /// Why there is no leader, as the world outside knows it.
+    obstacle: Option<String>,
     effects: Vec<Effect>,
 }
 
@@ -150,6 +153,7 @@ impl Engine {
             max_message_bytes: settings.max_message_bytes,
             has_more: false,
             urge_ticks: if alone || (fresh && first_voter) { 2 * settings.election_ticks } else { 0 },
+            obstacle: None,
             effects: Vec::new(),
         })
     }
@@ -189,6 +193,12 @@ impl Engine {
         // Errors of `step` say that a message came too late to matter.
         let _ = self.raw.step(message);
         Ok(())
+    }
+
+    /// A message past the guard.
+    #[cfg(test)]
+    pub fn step_unguarded(&mut self, message: Message) {
+        let _ = self.raw.step(message);
     }
 
     /// The persist thread has written everything up to this Ready.
@@ -253,6 +263,12 @@ impl Engine {
     /// A message could not be sent: raft-rs probes before it sends more.
     pub fn handle_unreachable(&mut self, peer: NodeId) {
         self.raw.report_unreachable(peer);
+    }
+
+    /// Why this node has no leader, or no connection to it, as far as the world outside knows: one sentence, for the
+    /// calls whose deadlines pass. Worth finding out only when [`Self::next_deadline_ns`] has come.
+    pub fn handle_obstacle(&mut self, obstacle: Option<String>) {
+        self.obstacle = obstacle;
     }
 
     /// Does the work. Returns what the world outside is to do, in order.
@@ -339,18 +355,32 @@ impl Engine {
         self.raw.store().take_failure()
     }
 
-    fn expire(&mut self, now: Now) {
-        let reason = match self.raw.raft.leader_id {
+    /// What calls were waiting for: for the proposals that were not sent, and for the reads.
+    fn obstacle(&self) -> [Cow<'static, str>; 2] {
+        let known = self.obstacle.clone().map(Cow::Owned);
+        match self.raw.raft.leader_id {
             raft::INVALID_ID => {
-                "there was no leader: is a majority of the members running, and can they reach each other?"
+                let asks = "there was no leader: is a majority of the members running, and can they reach each other?";
+                let reason = known.unwrap_or(Cow::Borrowed(asks));
+                [reason.clone(), reason]
             }
-            leader if leader != self.id && !self.routes.contains(&leader) => "there is no connection to the leader",
-            _ => "the leader took no proposals",
-        };
+            leader if leader != self.id && !self.routes.contains(&leader) => {
+                let reason = known.unwrap_or(Cow::Borrowed("there is no connection to the leader"));
+                [reason.clone(), reason]
+            }
+            _ => ["the leader took no proposals".into(), "a majority did not answer in time".into()],
+        }
+    }
+
+    fn expire(&mut self, now: Now) {
+        if now.boottime_ns < self.next_deadline_ns() {
+            return;
+        }
+        let [unsent, unread] = self.obstacle();
         let effects = &mut self.effects;
         let mut failed = |token, failure| effects.push(Effect::Failed { token, failure });
-        self.proposals.expire(now.boottime_ns, reason, &mut failed);
-        self.reads.expire(now.boottime_ns, &mut failed);
+        self.proposals.expire(now.boottime_ns, &unsent, &mut failed);
+        self.reads.expire(now.boottime_ns, &unread, &mut failed);
         if now.boottime_ns < self.awaiting_deadline_ns {
             return;
         }

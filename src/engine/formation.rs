@@ -165,9 +165,15 @@ impl Formation {
         matches!(self.stage, Stage::Formed(_))
     }
 
-    /// Members whose report is still missing, for the log.
+    /// Members whose next word is still missing: none of them has been heard of, or it has not stored the identities.
     pub fn missing(&self) -> Vec<NodeId> {
-        self.members.keys().filter(|id| !self.met.contains_key(id)).copied().collect()
+        let is_missing = |id: &NodeId| match (&self.stage, self.met.get(id)) {
+            (Stage::Formed(_), _) => false,
+            (_, None) => true,
+            (Stage::Unformed, Some(_)) => false,
+            (Stage::Prepared(_), Some(report)) => report.stage == Stage::Unformed,
+        };
+        self.members.keys().copied().filter(is_missing).collect()
     }
 
     /// Checks what a peer says about itself.
@@ -276,6 +282,7 @@ mod tests {
         assert_eq!(a.missing(), [3]);
         tell(&c, &mut a).unwrap();
         assert!(matches!(a.stage(), Stage::Prepared(_)));
+        assert_eq!(a.missing(), [2, 3], "neither has stored it");
         tell(&a, &mut b).unwrap();
         assert!(matches!(b.stage(), Stage::Prepared(_)), "a stored set that contains this node is enough to store it");
         tell(&b, &mut a).unwrap();
@@ -283,6 +290,7 @@ mod tests {
         tell(&a, &mut c).unwrap();
         tell(&c, &mut a).unwrap();
         assert!(a.is_formed());
+        assert_eq!(a.missing(), []);
         tell(&a, &mut b).unwrap();
         assert!(b.is_formed(), "a formed peer is enough");
     }

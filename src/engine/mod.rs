@@ -18,6 +18,8 @@ mod session;
 mod tests;
 mod time;
 
+use std::borrow::Cow;
+
 use raft::eraftpb::Message;
 
 pub use self::admission::Refused;
@@ -112,10 +114,10 @@ pub struct Applied {
 /// Why a call ended without a result, and what that means for its proposal (design decision 2, rules S4 and S5).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// The deadline passed and nothing had left this process: not committed, and never will be.
+    /// The deadline passed and nothing had left this process: not committed, and never will be. Or it was a read's.
     TimedOutUnsent {
         /// What it was waiting for.
-        reason: &'static str,
+        reason: Cow<'static, str>,
     },
     /// The deadline passed while the proposal was under way: it may or may not be applied.
     TimedOut,

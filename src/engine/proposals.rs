@@ -3,6 +3,7 @@
 //! A proposal keeps its number through every attempt, so a second copy in the log does no harm; what matters here is
 //! when another attempt is due, and what may be claimed of a proposal that is given up.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use super::applier::Origin;
@@ -289,7 +290,7 @@ impl Proposals {
 
     /// Gives up what is past its deadline. The number is resolved for its origin, so the floor may pass it, and a copy
     /// that reaches the log behind such a floor is skipped everywhere.
-    pub fn expire(&mut self, now_ns: u64, unsent_reason: &'static str, failed: &mut impl FnMut(Token, Failure)) {
+    pub fn expire(&mut self, now_ns: u64, unsent_reason: &Cow<'static, str>, failed: &mut impl FnMut(Token, Failure)) {
         if now_ns < self.next_deadline_ns {
             return;
         }
@@ -298,7 +299,7 @@ impl Proposals {
             failed,
             |in_a_log| match in_a_log {
                 true => Failure::TimedOut,
-                false => Failure::TimedOutUnsent { reason: unsent_reason },
+                false => Failure::TimedOutUnsent { reason: unsent_reason.clone() },
             },
         );
         let window = self.window.iter().flatten().map(|pending| pending.deadline_ns);
@@ -378,7 +379,7 @@ mod tests {
 
     fn expire(proposals: &mut Proposals, now_ns: u64) -> Vec<(Token, Failure)> {
         let mut failed = Vec::new();
-        proposals.expire(now_ns, "no leader", &mut |token, failure| failed.push((token, failure)));
+        proposals.expire(now_ns, &"no leader".into(), &mut |token, failure| failed.push((token, failure)));
         failed
     }
 
@@ -453,7 +454,7 @@ mod tests {
         proposals.send_due(Some(2), 2, |command| command.header().number < 3);
         proposals.refused(1, 1, 2);
         let failed = expire(&mut proposals, 300);
-        let unsent = Failure::TimedOutUnsent { reason: "no leader" };
+        let unsent = Failure::TimedOutUnsent { reason: "no leader".into() };
         assert_eq!(failed, [(1, unsent.clone()), (2, Failure::TimedOut), (3, unsent)]);
         assert_eq!((proposals.floor(), proposals.len(), proposals.due()), (4, 0, 0));
     }

@@ -64,6 +64,8 @@ impl LogWriter for MemoryWriter {
         }
     }
 
+    fn abandon(self: Box<Self>) {}
+
     fn figures(&self) -> Figures {
         Figures { bytes: self.groups.read().values().map(|group| group.bytes).sum(), ..self.figures }
     }

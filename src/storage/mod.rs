@@ -83,6 +83,10 @@ pub trait LogWriter: Send {
     /// Returns after how long it wants to be called again, `None` if only after the next write.
     fn maintain(&mut self) -> Result<Option<Duration>, StorageError>;
 
+    /// The node ends because of a fault, which may lie in what it has written: the files stay as they are, as after a
+    /// kill. Nothing follows.
+    fn abandon(self: Box<Self>);
+
     /// Figures for the status.
     fn figures(&self) -> Figures;
 }

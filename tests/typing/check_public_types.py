@@ -41,6 +41,7 @@ async def the_node(node: aioraft.Node[int]) -> None:
     assert_type(await wrapped(node, timeout=None), int)
     assert_type(node.status(), aioraft.Status)
     assert_type(node.status().peers, tuple[aioraft.PeerStatus, ...])
+    assert_type(node.status().peers[0].trouble, str | None)
     assert_type(node.state_machine, aioraft.StateMachine[int])
     commits = node.commits(after=5)
     assert_type(commits.position, int)

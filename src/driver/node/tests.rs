@@ -13,6 +13,8 @@ use crate::driver::options::{Listen, Tuning};
 use crate::driver::port::{Completions, Cursor, Inbox, Wake};
 use crate::driver::WakeDriver;
 use crate::engine::command::Command;
+use crate::engine::formation::Formation;
+use crate::engine::Failure;
 use crate::storage::{Batch, LogWriter};
 use crate::transport::{Held, Hello, Role};
 
@@ -60,6 +62,10 @@ impl LogWriter for Failing {
 
     fn maintain(&mut self) -> Result<Option<Duration>, StorageError> {
         self.writer.maintain()
+    }
+
+    fn abandon(self: Box<Self>) {
+        self.writer.abandon();
     }
 
     fn figures(&self) -> Figures {
@@ -123,6 +129,16 @@ impl Rig {
             formation: Report { identity, members, stage }.encode(),
             held: Held::default(),
         })
+    }
+
+    /// One round in which the call of `token` is past its deadline; returns how it failed.
+    async fn expired(&mut self, token: u64) -> Failure {
+        self.until("expired", |rig| rig.node.engine.next_deadline_ns() == u64::MAX).await;
+        let failures = self.completions().into_iter().filter_map(|done| match done {
+            Completion::Failed { token: of, failure } if of == token => Some(failure),
+            _ => None,
+        });
+        failures.last().expect("it is over")
     }
 
     fn up(&mut self, peer: NodeId, identity: u128) {
@@ -230,6 +246,48 @@ fn m1_a_peer_that_went_away_before_it_stored_anything_may_come_back_with_another
         rig.until("prepared", |rig| rig.node.members.borrow().formation.stage() != &Stage::Unformed).await;
         let members = rig.node.members.borrow();
         assert_eq!(members.formation.stage().identities().unwrap()[&2], 21);
+    });
+}
+
+#[test]
+fn before_the_cluster_is_formed_errors_name_who_is_missing_and_why() {
+    run(async {
+        let mut rig = Rig::new(3);
+        let refused = |rig: &Rig, peer| rig.node.network.trouble(peer).is_some();
+        rig.until("both were dialled", |rig| refused(rig, 2) && refused(rig, 3)).await;
+        let deadline_ns = Some(1);
+        let command = Command::new(b"x");
+        rig.port.inbox.propose(Proposal { token: 1, command, deadline_ns });
+        let _ = rig.node.round().unwrap();
+        let Failure::TimedOutUnsent { reason } = rig.expired(1).await else { panic!("it was never sent") };
+        for part in ["not formed", "node 2: connecting to 127.0.0.2:1 failed", "node 3: connecting to 127.0.0.3:1"] {
+            assert!(reason.contains(part), "{reason}");
+        }
+        rig.port.inbox.request(Request::ReadBarrier { token: 2, deadline_ns });
+        let _ = rig.node.round().unwrap();
+        assert_eq!(rig.expired(2).await, Failure::TimedOutUnsent { reason });
+        rig.ticks(1).await;
+        let status = rig.port.status.lock().clone();
+        assert!(status.peers.iter().all(|peer| peer.trouble.as_ref().unwrap().contains(&peer.address)), "{status:?}");
+    });
+}
+
+#[test]
+fn without_a_leader_errors_name_who_cannot_be_reached_and_why() {
+    run(async {
+        let mut rig = Rig::new(3);
+        rig.up(2, 20);
+        let identity = rig.node.members.borrow().record.identity;
+        let formed = rig.hello(2, 20, Stage::Formed([(1, identity), (2, 20), (3, 30)].into()));
+        rig.node.take_event(Event::Formation { from: 2, body: formed.formation.clone() });
+        rig.until("formed", |rig| rig.node.members.borrow().formation.is_formed()).await;
+        rig.until("both were dialled", |rig| (2..=3).all(|peer| rig.node.network.trouble(peer).is_some())).await;
+        rig.port.inbox.request(Request::ReadBarrier { token: 2, deadline_ns: Some(1) });
+        let _ = rig.node.round().unwrap();
+        let Failure::TimedOutUnsent { reason } = rig.expired(2).await else { panic!("there is no leader") };
+        for part in ["there was no leader", "node 2: connecting to 127.0.0.2:1", "node 3: connecting to 127.0.0.3:1"] {
+            assert!(reason.contains(part), "{reason}");
+        }
     });
 }
 

@@ -88,6 +88,9 @@ fn a_barrier_waits_no_longer_than_its_deadline_wherever_it_is() {
     assert_eq!(world.machine(2).engine.next_deadline_ns(), now_ns + 5);
     world.now.boottime_ns += 5;
     world.poll(2);
-    assert_eq!(world.machine(2).failed, [(50, Failure::TimedOut)]);
+    assert_eq!(
+        world.machine(2).failed,
+        [(50, Failure::TimedOutUnsent { reason: "a majority did not answer in time".into() })]
+    );
     assert!(!world.machine(2).engine.has_pending_calls());
 }

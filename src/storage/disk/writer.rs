@@ -33,6 +33,7 @@ pub(super) struct DiskWriter {
     figures: Figures,
     /// The first error: what it left behind is unknown, so nothing is written after it.
     stopped: Option<String>,
+    abandoned: bool,
 }
 
 impl DiskWriter {
@@ -57,6 +58,7 @@ impl DiskWriter {
             guard_cost: Duration::ZERO,
             figures: Figures::default(),
             stopped: None,
+            abandoned: false,
         }
     }
 
@@ -234,6 +236,10 @@ impl LogWriter for DiskWriter {
         })
     }
 
+    fn abandon(mut self: Box<Self>) {
+        self.abandoned = true;
+    }
+
     fn figures(&self) -> Figures {
         Figures { bytes: self.store.files.bytes(), ..self.figures }
     }
@@ -241,6 +247,9 @@ impl LogWriter for DiskWriter {
 
 impl Drop for DiskWriter {
     fn drop(&mut self) {
+        if self.abandoned {
+            return;
+        }
         // A log that ends in good order leaves a guard without a gap. If that fails, it ends as after a kill.
         let _ = self.attempt(|writer| {
             if writer.synced < writer.sequence {
