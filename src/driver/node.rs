@@ -654,6 +654,7 @@ impl Node {
     /// Ends both threads' work in bounded time. After a failure it waits less, and writes nothing more.
     async fn shut_down(mut self, in_order: bool) {
         if in_order {
+            self.tell_durable();
             let _ = tokio::time::timeout(GOODBYE, self.network.part()).await;
         }
         self.network.shutdown();

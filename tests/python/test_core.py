@@ -477,7 +477,7 @@ async def test_events_reach_logging_with_their_fields() -> None:
         await core.close(0)
     (record,) = (one for one in records.kept if one.name == "aioraft.bridge")
     assert record.levelno == logging.INFO
-    assert record.__dict__["aioraft"] == {"address": address, "members": 1}
+    assert record.__dict__["aioraft"] == {"node": 1, "address": address, "members": 1}
     assert record.getMessage().endswith(f"address={address} members=1")
     assert before - 1 <= record.created <= time.time() + 1
     assert record.filename.endswith(".rs")
