@@ -77,6 +77,7 @@ fn settings() -> Settings {
     Settings {
         id: 1,
         boot: 1,
+        nonce: 1,
         voters: vec![1, 2, 3],
         election_ticks: 5,
         heartbeat_ticks: 1,
@@ -121,6 +122,7 @@ fuzz_target!(|steps: Vec<Step>| {
                 let mut command = Command::new(&[payload]);
                 command.set_origin(u64::from(from % 4), 1, u64::from(number));
                 command.set_floor(u64::from(floor));
+                command.set_nonce(1);
                 engine.handle_forwarded(u64::from(from % 4), command);
             }
             Step::Reject { from, numbers } => {

@@ -311,7 +311,7 @@ class Node(Generic[R]):
                     await core.wait_leadership(version)
         except TimeoutError as error:
             raise ReadTimeoutError(
-                f"node {self._id} heard of no leader within {seconds} s: check that a majority of members is up"
+                f"node {self._id} heard of no leader within {seconds} s: {_trouble(self.status())}"
             ) from error
 
     def leading(self) -> Leading:
@@ -397,6 +397,16 @@ class Node(Generic[R]):
         if self._closing:
             return NodeClosedError(f"node {self._id} is closed")
         return NodeClosedError(f"node {self._id} is not started: use `async with node:` or `await node.start()` first")
+
+
+def _trouble(status: Status) -> str:
+    """Say why there may be no leader."""
+    troubles = "; ".join(f"node {peer.id}: {peer.trouble}" for peer in status.peers if peer.trouble is not None)
+    if status.role == "forming":
+        return f"the cluster is not formed yet, which takes all its members once; {troubles or 'it is being formed'}"
+    if troubles:
+        return f"it is not connected to {troubles}"
+    return "check that a majority of members is up"
 
 
 async def _to_the_end(future: asyncio.Future[None]) -> None:

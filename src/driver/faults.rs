@@ -187,6 +187,8 @@ fn sender(event: &Event) -> Option<NodeId> {
         Event::Raft { from, .. }
         | Event::Propose { from, .. }
         | Event::Rejected { from, .. }
+        | Event::Dropped { from, .. }
+        | Event::Durable { from, .. }
         | Event::Formation { from, .. } => Some(*from),
         Event::Up { .. } | Event::Routed { .. } | Event::Down { .. } | Event::Refused { .. } => None,
     }
@@ -239,7 +241,7 @@ mod tests {
         assert_eq!(arrivals.next(), Some(now + by));
         assert_eq!(passed(&mut arrivals, vec![], now + by), [2, 2]);
         faults.delay(2, 1, by);
-        let down = Event::Down { peer: 2, reason: String::new() };
+        let down = Event::Down { peer: 2, reason: String::new(), in_order: false };
         assert_eq!(passed(&mut arrivals, vec![message(2), down], now), NOTHING);
         assert_eq!(arrivals.next(), None);
     }

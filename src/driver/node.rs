@@ -156,12 +156,7 @@ impl Node {
             match catch_unwind(AssertUnwindSafe(|| self.round())) {
                 Ok(Ok(ControlFlow::Continue(()))) => self.wait().await,
                 Ok(Ok(ControlFlow::Break(()))) => break None,
-                Ok(Err(stop)) => {
-                    if matches!(stop, Stop::Crashed) {
-                        self.tasks.clear();
-                    }
-                    break Some(stop.to_string());
-                }
+                Ok(Err(stop)) => break Some(stop.to_string()),
                 Err(panic) => break Some(Stop::Panic(self.panic_text(panic.as_ref())).to_string()),
             }
         };

@@ -16,6 +16,7 @@ use crate::engine::command::Command;
 use crate::engine::formation::Formation;
 use crate::engine::Failure;
 use crate::storage::{Batch, LogWriter};
+use crate::test_log::TestLog;
 use crate::transport::{Held, Hello, Role};
 
 const CLUSTER: &str = "test";
@@ -289,6 +290,54 @@ fn without_a_leader_errors_name_who_cannot_be_reached_and_why() {
             assert!(reason.contains(part), "{reason}");
         }
     });
+}
+
+#[test]
+fn every_message_that_panics_raft_rs_is_dropped_and_both_sides_say_so() {
+    let log = TestLog::default();
+    let _guard = tracing::dispatcher::set_default(&log.dispatch());
+    run(async {
+        let mut rig = Rig::new(3);
+        rig.up(2, 20);
+        let identity = rig.node.members.borrow().record.identity;
+        let formed = rig.hello(2, 20, Stage::Formed([(1, identity), (2, 20), (3, 30)].into()));
+        rig.node.take_event(Event::Formation { from: 2, body: formed.formation.clone() });
+        rig.until("formed", |rig| rig.node.members.borrow().formation.is_formed()).await;
+        let term = 1 + rig.node.engine.status().term;
+        let hostile = [
+            Message { msg_type: 99, ..message(MessageType::MsgAppend, term) },
+            message(MessageType::MsgPropose, term),
+            message(MessageType::MsgReadIndex, 0),
+            Message { commit: 1_000, ..message(MessageType::MsgHeartbeat, term) },
+            message(MessageType::MsgTransferLeader, term),
+            Message { log_term: 0, index: 1_000, ..message(MessageType::MsgAppend, term) },
+            Message { reject: true, reject_hint: u64::MAX, ..message(MessageType::MsgAppendResponse, term) },
+        ];
+        // Again and again: each reason is said once.
+        for _ in 0..20 {
+            rig.raft(2, hostile.to_vec());
+            rig.ticks(1).await;
+        }
+        for _ in 0..20 {
+            let reason = "a field has a value".to_owned();
+            rig.node.take_event(Event::Dropped { from: 2, group: APPLICATION_GROUP, reason });
+        }
+    });
+    let here = log.said("what node 2 sends is dropped: ");
+    let mut reasons = here.iter().map(|line| line.message().split(": ").nth(1).unwrap()).collect::<Vec<_>>();
+    reasons.sort_unstable();
+    let expected = [
+        "a field has a value that its type of message cannot have",
+        "a message of this type never comes from the network",
+        "it presumes entries that are not in this node's log",
+    ];
+    assert_eq!(reasons, expected);
+    let there = log.said("node 2 drops what this node sends: a field has a value");
+    assert_eq!(there.len(), 1);
+    for line in here.iter().chain(&there) {
+        assert_eq!(line.level, tracing::Level::WARN);
+        assert_eq!(["node", "peer", "group"].map(|name| line.field(name).unwrap()), ["1", "2", "1"]);
+    }
 }
 
 #[test]
