@@ -278,7 +278,7 @@ impl Reader {
         }
     }
 
-    /// A dialer that does not like our Welcome answers with a Refuse, whose version byte is the handshake's.
+    /// A peer that breaks off says why with a Refuse, whose version byte is the handshake's.
     fn refused(&self, rest: &[u8], error: WireError) -> Result<Option<Header>, WireError> {
         match Header::decode(rest, wire::HANDSHAKE_FORMAT, wire::HANDSHAKE_BYTES_MAX) {
             Ok(Some(header)) if header.kind == Kind::Refuse => Ok(Some(header)),
@@ -339,7 +339,7 @@ impl Reader {
                 peers.refused(from, false, &refusal);
                 return Ok(Some(format!("it refused this node: {refusal}").into()));
             }
-            Kind::Hello | Kind::Welcome => return Err(WireError::Unexpected(header.kind)),
+            Kind::Hello | Kind::Welcome | Kind::Confirm => return Err(WireError::Unexpected(header.kind)),
         }
         Ok(None)
     }

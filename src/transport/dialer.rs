@@ -41,7 +41,7 @@ pub(super) async fn run(peers: Rc<Peers>, peer: NodeId, address: String, dial_no
 fn failed(peers: &Peers, peer: NodeId, address: &str, error: DialError) {
     match &error {
         DialError::Greet(GreetError::ByUs { refusal, .. }) => peers.refused(peer, true, refusal),
-        DialError::Greet(GreetError::ByThem(refusal)) => peers.refused(peer, false, refusal),
+        DialError::Greet(GreetError::ByThem { refusal, .. }) => peers.refused(peer, false, refusal),
         _ => {
             if peers.may_say((peer, "dial", error.to_string())) {
                 tracing::info!(node = peers.me, peer, address, "cannot reach node {peer}, still trying: {error}");

@@ -7,8 +7,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::handshake::{
-    check_ends, decode_greeting, decode_refusal, encode_greeting, encode_refusal, Gate, Greeting, Hello, Refusal,
-    RefusalCode,
+    check_ends, decode_greeting, decode_refusal, encode_confirm, encode_greeting, encode_refusal, Gate, Greeting,
+    Hello, Refusal, RefusalCode,
 };
 use super::wire::{Header, Kind, WireError, HANDSHAKE_BYTES_MAX, HANDSHAKE_FORMAT, HEADER_LEN};
 use crate::engine::NodeId;
@@ -34,8 +34,8 @@ pub(super) enum GreetError {
     Wire(#[from] WireError),
     #[error("this node refused node {peer}: {refusal}")]
     ByUs { peer: NodeId, refusal: Refusal },
-    #[error("the other side refused this node: {0}")]
-    ByThem(Refusal),
+    #[error("node {peer} refused this node: {refusal}")]
+    ByThem { peer: NodeId, refusal: Refusal },
 }
 
 /// The dialer's end.
@@ -44,7 +44,7 @@ pub(super) async fn dial(stream: &mut TcpStream, peer: NodeId, gate: &dyn Gate) 
     stream.write_all(&encode_greeting(Kind::Hello, &Greeting::new(ours.clone()))?).await?;
     let (kind, body) = read_frame(stream).await?;
     match kind {
-        Kind::Refuse => Err(GreetError::ByThem(decode_refusal(&body)?)),
+        Kind::Refuse => Err(GreetError::ByThem { peer, refusal: decode_refusal(&body)? }),
         Kind::Welcome => {
             let greeting = decode_greeting(kind, &body)?;
             let judged = match check_dialled(peer, &greeting.hello) {
@@ -52,7 +52,10 @@ pub(super) async fn dial(stream: &mut TcpStream, peer: NodeId, gate: &dyn Gate) 
                 Err(refusal) => Err(refusal),
             };
             match judged {
-                Ok(version) => Ok(Greeted { hello: greeting.hello, version }),
+                Ok(version) => {
+                    stream.write_all(&encode_confirm()?).await?;
+                    Ok(Greeted { hello: greeting.hello, version })
+                }
                 Err(refusal) => {
                     say_no(stream, &refusal).await;
                     Err(GreetError::ByUs { peer, refusal })
@@ -73,16 +76,29 @@ pub(super) async fn answer(stream: &mut TcpStream, gate: &dyn Gate) -> Result<Gr
         }
         Err(error) => return Err(error),
     };
-    let ours = gate.hello(greeting.hello.from);
+    let from = greeting.hello.from;
+    let ours = gate.hello(from);
     match judge(&ours, &greeting, gate).await {
         Ok(version) => {
-            let ours = gate.hello(greeting.hello.from);
+            let ours = gate.hello(from);
             stream.write_all(&encode_greeting(Kind::Welcome, &Greeting::new(ours))?).await?;
+            match read_frame(stream).await? {
+                (Kind::Confirm, _) => {}
+                (Kind::Refuse, body) => {
+                    return Err(GreetError::ByThem { peer: from, refusal: decode_refusal(&body)? });
+                }
+                (other, _) => return Err(WireError::Unexpected(other).into()),
+            }
+            // It took its time: the peer may have been removed meanwhile.
+            if let Err(refusal) = gate.admit(&greeting.hello) {
+                say_no(stream, &refusal).await;
+                return Err(GreetError::ByUs { peer: from, refusal });
+            }
             Ok(Greeted { hello: greeting.hello, version })
         }
         Err(refusal) => {
             say_no(stream, &refusal).await;
-            Err(GreetError::ByUs { peer: greeting.hello.from, refusal })
+            Err(GreetError::ByUs { peer: from, refusal })
         }
     }
 }

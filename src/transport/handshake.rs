@@ -1,7 +1,7 @@
 //! Who may talk to whom: what two nodes tell each other before anything else.
 //!
 //! The dialer opens with its [`Hello`]; the acceptor answers with its own (a Welcome) or with a [`Refusal`]; the dialer
-//! checks the Welcome and may still refuse. Both sides log a refusal.
+//! checks the Welcome, and confirms or refuses in turn. Both sides log a refusal.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -224,6 +224,17 @@ pub fn encode_greeting(kind: Kind, greeting: &Greeting) -> Result<Vec<u8>, WireE
         buffer.extend_from_slice(&word.to_le_bytes());
     }
     end(&mut buffer, start, HANDSHAKE_BYTES_MAX)?;
+    Ok(buffer)
+}
+
+/// Encodes a whole Confirm frame.
+///
+/// # Errors
+/// There are none.
+pub fn encode_confirm() -> Result<Vec<u8>, WireError> {
+    let mut buffer = Vec::new();
+    let start = begin(&mut buffer, HANDSHAKE_FORMAT, Kind::Confirm, 0);
+    end(&mut buffer, start, 0)?;
     Ok(buffer)
 }
 

@@ -100,7 +100,8 @@ async fn answer(
         Ok(Ok(greeted)) => {
             peers.admit(greeted, stream, false);
         }
-        Ok(Err(GreetError::ByUs { peer, refusal })) => peers.refused_stranger(peer, from, &refusal),
+        Ok(Err(GreetError::ByUs { peer, refusal })) => peers.refused_inbound(peer, true, from, &refusal),
+        Ok(Err(GreetError::ByThem { peer, refusal })) => peers.refused_inbound(peer, false, from, &refusal),
         // Its text may hold what the stranger likes; its kind may not.
         Ok(Err(error)) => {
             if peers.may_say_of_strangers((source, discriminant(&error))) {

@@ -119,13 +119,18 @@ impl Peers {
         self.quiet_of_strangers.borrow_mut().may_say(what, Instant::now())
     }
 
-    /// Logs and tells that this node refused whoever dialled it from `from` and says that it is `peer`.
-    pub fn refused_stranger(&self, peer: NodeId, from: SocketAddr, refusal: &Refusal) {
+    /// Logs and tells that this node and whoever dialled it from `from`, and says that it is `peer`, do not fit.
+    pub fn refused_inbound(&self, peer: NodeId, by_us: bool, from: SocketAddr, refusal: &Refusal) {
         let Refusal { code, reason } = refusal.clone();
-        if self.may_say_of_strangers((peer, code, &reason)) {
-            tracing::warn!(node = self.me, peer, %from, ?code, "refused a connection of node {peer}: {reason}");
-            self.events.push(Event::Refused { peer, by_us: true, code, reason }, 0);
+        if !self.may_say_of_strangers((peer, by_us, code, &reason)) {
+            return;
         }
+        if by_us {
+            tracing::warn!(node = self.me, peer, %from, ?code, "refused a connection of node {peer}: {reason}");
+        } else {
+            tracing::warn!(node = self.me, peer, %from, ?code, "node {peer} dialled, and refused this node: {reason}");
+        }
+        self.events.push(Event::Refused { peer, by_us, code, reason }, 0);
     }
 
     /// Logs and tells that a peer and this node, which dialled it, do not fit.

@@ -65,6 +65,8 @@ pub enum Kind {
     Dropped = 9,
     /// An index: everything committed up to it is on the sender's disk.
     Durable = 10,
+    /// The dialer's answer to a Welcome it likes; its body is empty. The connection begins behind it.
+    Confirm = 11,
 }
 
 impl Kind {
@@ -80,6 +82,7 @@ impl Kind {
             8 => Self::Goodbye,
             9 => Self::Dropped,
             10 => Self::Durable,
+            11 => Self::Confirm,
             other => return Err(WireError::Kind(other)),
         })
     }
