@@ -264,7 +264,7 @@ async def test_a_wiped_disk_is_refused_by_all(nodes: Nodes) -> None:
     assert await others[0].propose(b"1") == 2
     assert wiped.status().role == "forming"
     with pytest.raises(
-        aioraft.ReadTimeoutError, match="the cluster is not formed yet.*node 1: .*another data directory"
+        aioraft.ReadTimeoutError, match=r"the cluster is not formed yet.*node 1: .*another data directory"
     ):
         await wiped.ready(timeout=0.1)
 
