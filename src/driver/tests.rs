@@ -484,7 +484,7 @@ fn put_back(mut hosts: BTreeMap<u64, Host>, members: &BTreeMap<u64, String>, dir
 }
 
 impl PutBack {
-    fn is_refused_on_both_sides(mut self, says: &str) {
+    fn refused_on_both_sides(mut self, says: &str) {
         for peer in [1, 2] {
             let there = || self.logs[&peer].said(says);
             let here = || self.logs[&3].said(says);
@@ -529,7 +529,7 @@ fn s2_an_older_copy_is_refused_by_peers_that_were_restarted_since() {
             hosts.get_mut(&peer).unwrap().until("met", |host| connected(host, 3));
         }
     }
-    put_back(hosts, &members, dir.path(), &older).is_refused_on_both_sides("comes with boot 2, but boot 4 was seen");
+    put_back(hosts, &members, dir.path(), &older).refused_on_both_sides("comes with boot 2, but boot 4 was seen");
 }
 
 #[test]
@@ -547,5 +547,5 @@ fn s2_a_copy_of_a_running_node_is_refused_by_peers_that_were_restarted_since() {
     everybody_applies(&mut hosts, 21);
     let last = hosts[&3].spawned.port.status.lock().last_index;
     let says = format!("acknowledged entry {last}, and its log ends at {}", last - 20);
-    put_back(hosts, &members, dir.path(), &older).is_refused_on_both_sides(&says);
+    put_back(hosts, &members, dir.path(), &older).refused_on_both_sides(&says);
 }

@@ -290,7 +290,7 @@ mod tests {
         tell(&a, &mut c).unwrap();
         tell(&c, &mut a).unwrap();
         assert!(a.is_formed());
-        assert_eq!(a.missing(), []);
+        assert!(a.missing().is_empty());
         tell(&a, &mut b).unwrap();
         assert!(b.is_formed(), "a formed peer is enough");
     }

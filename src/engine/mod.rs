@@ -18,8 +18,6 @@ mod session;
 mod tests;
 mod time;
 
-use std::borrow::Cow;
-
 use raft::eraftpb::Message;
 
 pub use self::admission::Refused;
@@ -117,7 +115,7 @@ pub enum Failure {
     /// The deadline passed and nothing had left this process: not committed, and never will be. Or it was a read's.
     TimedOutUnsent {
         /// What it was waiting for.
-        reason: Cow<'static, str>,
+        reason: String,
     },
     /// The deadline passed while the proposal was under way: it may or may not be applied.
     TimedOut,

@@ -3,7 +3,6 @@
 //! A proposal keeps its number through every attempt, so a second copy in the log does no harm; what matters here is
 //! when another attempt is due, and what may be claimed of a proposal that is given up.
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use super::applier::Origin;
@@ -290,7 +289,7 @@ impl Proposals {
 
     /// Gives up what is past its deadline. The number is resolved for its origin, so the floor may pass it, and a copy
     /// that reaches the log behind such a floor is skipped everywhere.
-    pub fn expire(&mut self, now_ns: u64, unsent_reason: &Cow<'static, str>, failed: &mut impl FnMut(Token, Failure)) {
+    pub fn expire(&mut self, now_ns: u64, unsent_reason: &str, failed: &mut impl FnMut(Token, Failure)) {
         if now_ns < self.next_deadline_ns {
             return;
         }
@@ -299,7 +298,7 @@ impl Proposals {
             failed,
             |in_a_log| match in_a_log {
                 true => Failure::TimedOut,
-                false => Failure::TimedOutUnsent { reason: unsent_reason.clone() },
+                false => Failure::TimedOutUnsent { reason: unsent_reason.to_string() },
             },
         );
         let window = self.window.iter().flatten().map(|pending| pending.deadline_ns);
@@ -379,7 +378,7 @@ mod tests {
 
     fn expire(proposals: &mut Proposals, now_ns: u64) -> Vec<(Token, Failure)> {
         let mut failed = Vec::new();
-        proposals.expire(now_ns, &"no leader".into(), &mut |token, failure| failed.push((token, failure)));
+        proposals.expire(now_ns, "no leader", &mut |token, failure| failed.push((token, failure)));
         failed
     }
 

@@ -1,6 +1,5 @@
 //! Linearizable reads: many barriers share one ReadIndex round (Raft thesis 6.4, rule C6).
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use super::{Failure, NodeId, Token};
@@ -104,11 +103,11 @@ impl Reads {
     }
 
     /// Gives up what is past its deadline. `reason` says what it was waiting for.
-    pub fn expire(&mut self, now_ns: u64, reason: &Cow<'static, str>, failed: &mut impl FnMut(Token, Failure)) {
+    pub fn expire(&mut self, now_ns: u64, reason: &str, failed: &mut impl FnMut(Token, Failure)) {
         if now_ns < self.next_deadline_ns {
             return;
         }
-        let failure = Failure::TimedOutUnsent { reason: reason.clone() };
+        let failure = Failure::TimedOutUnsent { reason: reason.to_string() };
         self.fail(|reader| reader.deadline_ns <= now_ns, failure, failed);
         let readers = self.waiting.iter().chain(self.rounds.iter().flat_map(|round| &round.readers));
         self.next_deadline_ns = readers.map(|reader| reader.deadline_ns).min().unwrap_or(u64::MAX);
@@ -214,10 +213,9 @@ mod tests {
         reads.start_round();
         reads.add(reader(2));
         let mut failed = Vec::new();
-        let reason = Cow::Borrowed("");
-        reads.expire(99, &reason, &mut |token, _| failed.push(token));
+        reads.expire(99, "", &mut |token, _| failed.push(token));
         assert!(failed.is_empty());
-        reads.expire(200, &reason, &mut |token, _| failed.push(token));
+        reads.expire(200, "", &mut |token, _| failed.push(token));
         assert_eq!(failed, [1, 2]);
         assert_eq!(reads.next_deadline_ns(), u64::MAX);
     }

@@ -700,7 +700,7 @@ fn strangers_at_one_address_do_not_crowd_out_those_at_another() {
             dropped.ended().await;
         }
         // The bound on all is reached: the crowd pays for it.
-        let mut others = vec![connect("127.0.0.4").await, connect("127.0.0.5").await];
+        let mut others = [connect("127.0.0.4").await, connect("127.0.0.5").await];
         crowd[46].ended().await;
         let mut byte = [0];
         for open in others.iter_mut().chain(&mut crowd[47..]).chain([&mut patient]) {

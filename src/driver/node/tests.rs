@@ -135,11 +135,11 @@ impl Rig {
     /// One round in which the call of `token` is past its deadline; returns how it failed.
     async fn expired(&mut self, token: u64) -> Failure {
         self.until("expired", |rig| rig.node.engine.next_deadline_ns() == u64::MAX).await;
-        let failures = self.completions().into_iter().filter_map(|done| match done {
+        let mut failures = self.completions().into_iter().filter_map(|done| match done {
             Completion::Failed { token: of, failure } if of == token => Some(failure),
             _ => None,
         });
-        failures.last().expect("it is over")
+        failures.next().expect("it is over")
     }
 
     fn up(&mut self, peer: NodeId, identity: u128) {
