@@ -33,8 +33,8 @@ struct Greetings {
 
 impl Greetings {
     /// Drops the oldest of an address that has too many, or, if there are too many in all, of the one that has the most:
-    /// strangers at one address do not keep out peers at another.
-    fn make_room(&mut self, source: IpAddr, options: &Options) {
+    /// strangers at one address do not keep out peers at another. Returns whose it was.
+    fn make_room(&mut self, source: IpAddr, options: &Options) -> Option<IpAddr> {
         let of = |source| self.under_way.iter().filter(|other| other.source == source).count();
         let crowded = if of(source) > options.handshakes_per_address_max {
             Some(source)
@@ -43,9 +43,9 @@ impl Greetings {
         } else {
             None
         };
-        if let Some(oldest) = self.under_way.iter().position(|other| Some(other.source) == crowded) {
-            self.under_way.remove(oldest).task.abort();
-        }
+        let oldest = self.under_way.iter().position(|other| Some(other.source) == crowded)?;
+        self.under_way.remove(oldest).task.abort();
+        crowded
     }
 }
 
@@ -83,7 +83,11 @@ fn start(peers: &Rc<Peers>, greetings: &Rc<RefCell<Greetings>>, stream: TcpStrea
     let task = peers.spawn(answer(Rc::clone(peers), Rc::clone(greetings), number, stream, from));
     let (mut greetings, source) = (greetings.borrow_mut(), source_of(from));
     greetings.under_way.extend(task.map(|task| Greeting { number, source, task }));
-    greetings.make_room(source, &peers.options);
+    if let Some(crowded) = greetings.make_room(source, &peers.options) {
+        if peers.may_say_of_strangers((crowded, "crowded")) {
+            tracing::warn!(node = peers.me, from = %crowded, "dropped the oldest of many connections that did not finish their handshake");
+        }
+    }
 }
 
 async fn answer(

@@ -97,6 +97,9 @@ async def test_strangers_on_the_port_cost_nothing_and_are_told_why(tmp_path: pat
                         assert HEADER.unpack_from(heard)[2] == REFUSE, (what, heard)
                         assert answer.encode() in heard, (what, heard)
             after = figures(one)
+            await until(
+                functools.partial(one.said, "a connection that did not finish its handshake"), "the silence to end"
+            )
         await processes.more(processes.all, 200)
         assert after["threads"] == before["threads"]
         assert after["files"] <= before["files"] + PER_ADDRESS_MAX
@@ -130,6 +133,7 @@ async def test_a_thousand_idle_connections_cost_little_and_keep_no_peer_out(tmp_
             for dropped in idle[: 1000 - PER_ADDRESS_MAX]:
                 await asyncio.to_thread(is_dropped, dropped)
             during = figures(one)
+            assert one.said("dropped the oldest of many connections that did not finish their handshake")
             await other.kill()
             await processes.start()
             back = f"connected to node {other.number} "
@@ -164,7 +168,7 @@ class Nodes:
         return self.folder / f"node-{number}"
 
     async def start(self, number: int, **arguments: Any) -> aioraft.Node[int]:
-        settings = {
+        settings: dict[str, Any] = {
             "id": number,
             "members": self.members,
             "data_dir": self.data_dir(number),
