@@ -345,6 +345,7 @@ fn decision_3_a_failed_log_stops_the_node_and_nobody_is_answered() {
     run(async {
         let mut rig = Rig::new(1);
         rig.until("leads", |rig| rig.node.engine.status().role == "leader").await;
+        rig.until("has begun its term", |rig| rig.node.engine.status().applied == 2).await;
         rig.ticks(2).await;
         rig.completions();
         let applied = rig.node.engine.status().applied;
