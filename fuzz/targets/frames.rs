@@ -39,6 +39,13 @@ fuzz_target!(|bytes: &[u8]| {
             let again = wire::decode_rejected(&again).unwrap();
             assert_eq!((again.boot, again.numbers), (rejected.boot, rejected.numbers));
         }
-        Kind::Hello | Kind::Welcome | Kind::Refuse | Kind::Formation => {}
+        Kind::Dropped => {
+            let Ok(reason) = wire::decode_dropped(body) else { return };
+            assert!(!reason.chars().any(char::is_control));
+        }
+        Kind::Durable => {
+            let _ = wire::decode_durable(body);
+        }
+        Kind::Hello | Kind::Welcome | Kind::Confirm | Kind::Refuse | Kind::Formation | Kind::Goodbye => {}
     }
 });
