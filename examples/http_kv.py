@@ -45,7 +45,11 @@ def make_app(node: aioraft.Node[str | None], state: Dictionary) -> web.Applicati
 
     @routes.put("/{key}")
     async def put(request: web.Request) -> web.Response:
-        return await change(request.match_info["key"], await request.text())
+        try:
+            value = await request.text()
+        except UnicodeDecodeError:
+            raise web.HTTPBadRequest(text="the value must be text") from None
+        return await change(request.match_info["key"], value)
 
     @routes.delete("/{key}")
     async def delete(request: web.Request) -> web.Response:

@@ -72,7 +72,8 @@ class RaftError(Exception):
     """The base of all exceptions that aioraft raises on purpose."""
 
     outcome: Outcome | None = None
-    """What became of the proposal; None if the call proposed nothing."""
+    """What became of the proposal; None where there was none. A call that was refused because its node is not running,
+    whatever it was, is `NOT_COMMITTED`: it has changed nothing."""
 
     def __str__(self) -> str:
         # Subclasses keep further attributes in `args`, so that pickling and copying work; people read the sentence.
@@ -89,8 +90,8 @@ class FatalError(RaftError):
 
     Every call in flight ends with it and every later call raises it. The files stay as they were; the other nodes
     go on. `outcome` is `Outcome.UNKNOWN` for a proposal that was under way, since they may apply it,
-    `Outcome.NOT_COMMITTED` for a call made, or still waiting for room, when the node had stopped, and None for a start,
-    a read or a wait.
+    `Outcome.NOT_COMMITTED` for any call made, or still waiting for room, when the node had stopped, and None for a
+    start, a read or a wait that was under way.
     """
 
     def __init__(self, message: str, committed: bool | None = None) -> None:
@@ -102,7 +103,7 @@ class FatalError(RaftError):
 class NodeClosedError(RaftError):
     """The node was closed (or not started) when, or before, the call could end.
 
-    `outcome` is `Outcome.NOT_COMMITTED` if the call had not left this process, else `Outcome.UNKNOWN`.
+    `outcome` is `Outcome.UNKNOWN` for a proposal that had left this process, else `Outcome.NOT_COMMITTED`.
     """
 
     def __init__(self, message: str, committed: bool | None = False) -> None:

@@ -14,7 +14,16 @@ from ._announce import announce, announce_memory
 from ._commits import Commits
 from ._config import Config
 from ._core import Core, Faults
-from ._errors import ConfigError, FatalError, NodeClosedError, RaftError, ReadTimeoutError, WrongLoopError, shown
+from ._errors import (
+    ConfigError,
+    FatalError,
+    NodeClosedError,
+    Outcome,
+    RaftError,
+    ReadTimeoutError,
+    WrongLoopError,
+    shown,
+)
 from ._leadership import Leadership, LeadershipChanges, Leading
 from ._listen import bind, check_listen
 from ._members import check_cluster, check_data_dir, check_id, check_members, check_reachable
@@ -279,7 +288,7 @@ class Node(Generic[R]):
         core = self._answering()
         if after is None:
             after = core.applied
-        elif not isinstance(after, int) or isinstance(after, bool) or after < 0:
+        elif not isinstance(after, int) or isinstance(after, bool) or not 0 <= after < 2**64:
             raise ConfigError(
                 f"commits(after={shown(after)}): it must be an index (0 for the beginning), or None for now"
             )
@@ -388,7 +397,10 @@ class Node(Generic[R]):
         core = self._core
         stopped = core.stopped
         if stopped is not None:
-            raise copy.copy(stopped) from stopped.__cause__  # each time with a traceback of its own
+            refusal = copy.copy(stopped)  # each time with a traceback of its own
+            if isinstance(refusal, RaftError):
+                refusal.outcome = Outcome.NOT_COMMITTED
+            raise refusal from stopped.__cause__
         if self._closing:
             raise self._not_running()
         return core

@@ -35,7 +35,9 @@ def setup(app: web.Application, node: Node[R], *, key: web.AppKey[Node[R]] | Non
     """Start `node` when `app` starts and close it when `app` is cleaned up; return the key of `app[key]`.
 
     The application accepts requests once the node listens; a handler that needs a leader awaits one within its own
-    calls' deadlines. Several nodes in one application need a `key` each. Raises ValueError if the key is taken.
+    calls' deadlines. A node that stops by itself leaves the application running: a service that is to end then awaits
+    `node.wait_stopped()` in a task of its own. Several nodes in one application need a `key` each. Raises ValueError if
+    the key is taken.
     """
     where: web.AppKey[Node[R]] = cast("web.AppKey[Node[R]]", NODE) if key is None else key
     if where in app:

@@ -25,7 +25,8 @@ struct Table {
     cut: BTreeSet<Way>,
     lossy: BTreeMap<Way, f64>,
     slow: BTreeMap<Way, Duration>,
-    hung: BTreeSet<NodeId>,
+    /// How many times over the application of each hangs.
+    hung: BTreeMap<NodeId, usize>,
     crashing: BTreeSet<NodeId>,
     random: fastrand::Rng,
 }
@@ -71,19 +72,16 @@ impl Faults {
         table.slow.clear();
     }
 
-    /// The application of this node hangs (or not): it hears of nothing.
+    /// The application of this node hangs until this was taken back as often: it hears of nothing.
     pub fn hang(&self, node: NodeId, hangs: bool) {
         let mut table = self.0.lock();
-        if hangs {
-            table.hung.insert(node);
-        } else {
-            table.hung.remove(&node);
-        }
+        let times = table.hung.entry(node).or_default();
+        *times = if hangs { *times + 1 } else { times.saturating_sub(1) };
     }
 
     /// Whether the application of this node hangs.
     pub fn hangs(&self, node: NodeId) -> bool {
-        self.0.lock().hung.contains(&node)
+        self.0.lock().hung.get(&node).is_some_and(|times| *times > 0)
     }
 
     /// This node ends as if its process were killed: it says nothing to anybody, and writes nothing that is not being
@@ -95,6 +93,10 @@ impl Faults {
     /// Whether this node is to end now; asked by itself, once.
     pub fn crashes(&self, node: NodeId) -> bool {
         self.0.lock().crashing.remove(&node)
+    }
+
+    fn is_cut(&self, way: Way) -> bool {
+        self.0.lock().cut.contains(&way)
     }
 
     fn fate(&self, way: Way) -> Fate {
@@ -164,7 +166,8 @@ impl Arrivals {
                     held.push_front((due, event));
                     break;
                 }
-                let is_cut = matches!(self.faults.fate((*peer, self.me)), Fate::Lost);
+                // Chance has had its say when it came.
+                let is_cut = self.faults.is_cut((*peer, self.me));
                 match event {
                     Event::Formation { .. } if is_cut => {
                         held.push_front((now + RESEND, event));
@@ -270,5 +273,16 @@ mod tests {
         assert_ne!(arrived(7), arrived(8));
         let count = arrived(7).iter().sum::<usize>();
         assert!((30..70).contains(&count), "{count} of 100");
+    }
+
+    #[test]
+    fn a_delay_costs_no_more_messages() {
+        let (faults, now, by) = (Faults::new(7), Instant::now(), Duration::from_millis(100));
+        faults.drop(2, 1, 0.5);
+        faults.delay(2, 1, by);
+        let mut arrivals = Arrivals::new(faults, 1);
+        passed(&mut arrivals, (0..1000).map(|_| message(2)).collect(), now);
+        let count = passed(&mut arrivals, vec![], now + by).len();
+        assert!((400..600).contains(&count), "{count} of 1000");
     }
 }

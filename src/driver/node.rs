@@ -34,6 +34,8 @@ const APPLY_BYTES_PER_ROUND: usize = 1 << 20;
 const NETWORK_STOP: Duration = Duration::from_millis(500);
 /// How long peers get to hang up, so that they know this node's end for a good one.
 const GOODBYE: Duration = Duration::from_millis(200);
+/// How often a node that is not formed tells the others how far it is: what it said can be lost with a connection.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// How often a warning of the same kind is logged.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 /// How often what peers have said and acknowledged is written down; their starts are at once.
@@ -98,6 +100,7 @@ struct Node {
     /// What the others were told of this node's disk.
     told_durable: u64,
     warned_unformed: Instant,
+    reported: Instant,
 }
 
 impl Node {
@@ -116,6 +119,10 @@ impl Node {
         }
         let now = Instant::now();
         let completions = vec![Completion::Listening { address: network.local_address() }];
+        if let Some(faults) = &options.faults {
+            // What was meant for a former start of this node is not for this one.
+            faults.crashes(options.id);
+        }
         let mut node = Self {
             id: options.id,
             engine,
@@ -140,6 +147,7 @@ impl Node {
             quiet: Quiet::default(),
             told_durable: 0,
             warned_unformed: now,
+            reported: now,
             options,
         };
         let next = node.members.borrow().formation.next_stage();
@@ -287,13 +295,12 @@ impl Node {
                 self.follow_address(peer, &hello.advertise);
                 self.meet(peer, &hello.formation);
                 // The handshake may have told of an earlier stage.
-                let report = self.members.borrow().formation.report().encode();
-                self.network.send_formation(peer, &report);
-                self.network.send_durable(peer, APPLICATION_GROUP, self.told_durable);
+                self.tell_who_i_am(peer);
             }
             Event::Routed { peer, lost, .. } => {
                 if lost {
                     self.engine.handle_route(peer);
+                    self.tell_who_i_am(peer);
                 }
             }
             Event::Down { peer, reason, in_order } => {
@@ -305,8 +312,23 @@ impl Node {
                 self.engine.handle_route_lost(peer);
                 self.members.borrow_mut().formation.forget(peer);
             }
-            Event::Formation { from, body } => self.meet(from, &body),
+            Event::Formation { from, body } => {
+                self.meet(from, &body);
+                // It asks, as long as it is not formed itself.
+                let is_formed = Report::decode(&body).is_some_and(|report| matches!(report.stage, Stage::Formed(_)));
+                if formed && !is_formed {
+                    self.tell_who_i_am(from);
+                }
+            }
             // An unformed node neither votes nor acknowledges (rule M1).
+            Event::Raft { from, group, .. }
+            | Event::Propose { from, group, .. }
+            | Event::Rejected { from, group, .. }
+                if group != APPLICATION_GROUP =>
+            {
+                self.say_dropped(from, "it belongs to a group that this node does not have");
+            }
+            Event::Durable { group, .. } if group != APPLICATION_GROUP => {}
             Event::Raft { from, messages, .. } if formed => {
                 for message in messages {
                     let (kind, spoken) = (message.msg_type, Spoken::of(&message));
@@ -349,6 +371,13 @@ impl Node {
             // The network has logged it; a message before the cluster is formed is early, not wrong.
             Event::Refused { .. } | Event::Raft { .. } => {}
         }
+    }
+
+    /// Says what a peer may have missed: how far this node is, and what its disk holds.
+    fn tell_who_i_am(&mut self, peer: NodeId) {
+        let report = self.members.borrow().formation.report().encode();
+        self.network.send_formation(peer, &report);
+        self.network.send_durable(peer, APPLICATION_GROUP, self.told_durable);
     }
 
     /// A message that the engine refuses: of an honest peer, it crossed another one.
@@ -512,11 +541,24 @@ impl Node {
         self.watch_disk(self.persister.busy_for(), "has been under way for");
         if self.members.borrow().formation.is_formed() {
             self.engine.handle_tick();
-        } else if self.warned_unformed.elapsed() > WARN_EVERY {
+        } else {
+            self.press_for_formation();
+        }
+        true
+    }
+
+    fn press_for_formation(&mut self) {
+        if self.reported.elapsed() > REPORT_EVERY {
+            self.reported = Instant::now();
+            let peers = self.options.members.keys().copied().filter(|peer| *peer != self.id).collect::<Vec<_>>();
+            for peer in peers {
+                self.tell_who_i_am(peer);
+            }
+        }
+        if self.warned_unformed.elapsed() > WARN_EVERY {
             self.warned_unformed = Instant::now();
             tracing::warn!(node = self.id, "{}", self.who_is_missing());
         }
-        true
     }
 
     /// Why an unformed cluster is not formed yet.

@@ -1,4 +1,4 @@
-//! Which commands were applied before: one session per origin, part of the replicated state (rules S1-S3).
+//! Which commands were applied before: one session per origin, part of the replicated state (rules S1 and S2).
 //!
 //! The idea is the client session of the Raft thesis, section 6.3, with two differences: a session is opened by its first
 //! command, and the origin itself says up to where answers may be forgotten (its *floor*), so a session is a bitmap

@@ -422,3 +422,68 @@ async def test_every_record_names_its_node_and_its_peer(nodes: Nodes) -> None:
 async def test_the_shape_of_a_handshake_is_the_one_that_strangers_imitate() -> None:
     assert HEADER.size == 14
     assert len(hello(1)) == HEADER.size + 3 + 32 + 40 + 3 * 4 + len(b"defaulthost:1") + 24
+
+
+# Forming the cluster over connections that lose what they carry
+
+
+async def frame(reader: asyncio.StreamReader) -> bytes:
+    header = await reader.readexactly(HEADER.size)
+    return header + await reader.readexactly(HEADER.unpack(header)[0])
+
+
+async def test_a_word_on_the_formation_that_a_connection_has_lost_is_said_again(tmp_path: pathlib.Path) -> None:
+    """What node 1 says to node 2 is lost behind the handshake; node 2's own connection holds. Then the first breaks."""
+    swallowed: list[asyncio.StreamWriter] = []
+    passing = asyncio.Event()
+    with reserved_addresses(2) as listening:
+        host, port = listening[2].rsplit(":", 1)
+
+        async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                there_reader, there_writer = await asyncio.open_connection(host, int(port))
+                back = asyncio.ensure_future(pump(there_reader, writer))
+                if not passing.is_set():
+                    with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+                        for _ in range(2):  # Hello, Confirm
+                            there_writer.write(await frame(reader))
+                        swallowed.append(writer)
+                        while await reader.read(65536):
+                            pass
+                else:
+                    await pump(reader, there_writer)
+                there_writer.close()
+                writer.close()
+                await asyncio.wait([back])
+
+        proxy = await asyncio.start_server(carry, "127.0.0.1", 0)
+        to_two = "{}:{}".format(*proxy.sockets[0].getsockname())
+        members = {1: listening[1], 2: to_two}
+        nodes = [
+            aioraft.Node(
+                id=number,
+                members=members,
+                data_dir=tmp_path / str(number),
+                state_machine=Adder(),
+                listen=listening[number],
+                config=QUICK,
+            )
+            for number in (2, 1)
+        ]
+        async with nodes[0], nodes[1]:
+            await until(lambda: len(swallowed) > 0, "node 1 to be connected by way of the proxy")
+            await until(lambda: nodes[1].status().role != "forming", "node 1 to be formed by what node 2 said")
+            assert nodes[0].status().role == "forming"
+            passing.set()
+            for writer in swallowed:
+                writer.close()
+            assert await nodes[0].propose(b"1", timeout=DEADLINE_S) == 1
+        proxy.close()
+
+
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while part := await reader.read(65536):
+            writer.write(part)
+            await writer.drain()
+    writer.close()

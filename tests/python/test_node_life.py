@@ -140,6 +140,14 @@ async def test_an_entry_that_stopped_a_node_is_applied_after_its_restart(tmp_pat
             await node.propose(b"2")
         assert caught.value.outcome is aioraft.Outcome.UNKNOWN
         assert node.state_machine.total == 1  # type: ignore[attr-defined]
+        for call in (node.read_barrier, node.ready, node.wait_for_leader):
+            with pytest.raises(aioraft.FatalError) as caught:
+                await call()
+            assert caught.value.outcome is aioraft.Outcome.NOT_COMMITTED, call
+        for begin in (node.commits, node.leadership, node.leading):
+            with pytest.raises(aioraft.FatalError) as caught:
+                begin()
+            assert caught.value.outcome is aioraft.Outcome.NOT_COMMITTED, begin
     async with single(tmp_path) as node:
         assert await node.propose(b"3") == 6
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import pathlib
 
 import pytest
 
 import aioraft
-from aioraft.testing import Cluster
+from aioraft.testing import TEST_CONFIG, Cluster
 from core_help import DEADLINE
 from machines import Adder
 
@@ -144,7 +145,8 @@ async def test_all_crash_at_once_and_come_back(tmp_path: pathlib.Path) -> None:
 
 
 async def test_an_application_that_hangs_keeps_its_leader() -> None:
-    async with Cluster(3, Adder) as cluster:
+    config = dataclasses.replace(TEST_CONFIG, election_timeout=1.0)  # a busy machine may keep all of them from running
+    async with Cluster(3, Adder, config=config) as cluster:
         leader = await cluster.leader()
         follower = others(cluster, leader)[0]
         term = leader.status().term
@@ -153,7 +155,7 @@ async def test_an_application_that_hangs_keeps_its_leader() -> None:
             # More than twice the election timeout: the followers would have elected another one.
             for _ in range(3):
                 await follower.propose(b"1")
-                await asyncio.wait([stuck], timeout=0.3)
+                await asyncio.wait([stuck], timeout=1.0)
             assert not stuck.done()
             assert total(leader) == 0
         await stuck
@@ -174,3 +176,24 @@ async def test_what_cannot_be_done_is_said() -> None:
             cluster.delay(-1)
         with pytest.raises(aioraft.RaftError, match="data_dir"):
             await cluster.restart(1)
+
+
+async def test_a_crash_of_a_node_that_is_closing_does_not_reach_its_next_start(tmp_path: pathlib.Path) -> None:
+    async with Cluster(1, Adder, data_dir=tmp_path) as cluster:
+        for count in range(1, 11):
+            node = await cluster.leader()
+            assert await node.propose(b"1") == count
+            await asyncio.gather(node.aclose(), cluster.crash(1))
+            again = await cluster.restart(1)
+            await again.ready(timeout=DEADLINE)
+
+
+async def test_a_pause_within_a_pause_ends_with_the_outer_one() -> None:
+    async with Cluster(1, Adder) as cluster:
+        node = await cluster.leader()
+        with cluster.pause_loop(1):
+            with cluster.pause_loop(1):
+                stuck = asyncio.ensure_future(node.propose(b"1"))
+            await asyncio.wait([stuck], timeout=0.1)
+            assert not stuck.done()
+        assert await stuck == 1

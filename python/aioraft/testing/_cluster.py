@@ -114,8 +114,6 @@ class Cluster(Generic[R]):
 
     async def aclose(self) -> None:
         """Close all nodes, those that a test has closed before included."""
-        for number in self._nodes:
-            self._faults.hang(number, False)
         await asyncio.gather(*(node.aclose() for node in self._nodes.values()))
         for port in self._ports:
             port.close()
