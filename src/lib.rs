@@ -11,11 +11,15 @@
 pub mod engine;
 pub mod storage;
 
+pub(crate) mod mutants;
+
 #[cfg(feature = "driver")]
 pub mod driver;
 #[cfg(feature = "driver")]
 pub mod transport;
 
+#[cfg(feature = "sim")]
+pub mod sim;
 #[cfg(all(test, feature = "driver"))]
 mod test_log;
 
