@@ -232,15 +232,15 @@ impl World {
         }
     }
 
-    /// Whether every other node has let in a start from this copy, or a later one, and remembers it. A start of boot
-    /// `boot + later` or above is asked for. What remains otherwise is in docs/reliability.md.
-    fn is_known_to_be_old(&self, machine: MachineId, boot: u64, later: u64) -> bool {
+    /// Whether every other node remembers a later start than the next one from this copy will be. What remains otherwise
+    /// is in docs/reliability.md.
+    fn is_known_to_be_old(&self, machine: MachineId, boot: u64) -> bool {
         let id = self.machines[machine].node;
         (0..self.plan.nodes).filter(|other| *other != machine && !self.machines[*other].out).all(|other| {
             let process = self.machines[other].process.as_ref();
             process.is_some_and(|process| {
                 let members = process.members.borrow();
-                members.remembers(id) && members.boot_seen(id).is_some_and(|seen| seen >= boot + later)
+                members.remembers(id) && members.boot_seen(id).is_some_and(|seen| seen > boot + 1)
             })
         })
     }
@@ -248,7 +248,7 @@ impl World {
     fn roll_back(&mut self, number: usize, target: Target, copied: u64, down: u64) {
         let machine = self.resolve_fixed(target);
         let Some((copy, boot)) = self.machines[machine].copies.remove(&copied) else { return };
-        if self.is_known_to_be_old(machine, boot, 0) {
+        if self.is_known_to_be_old(machine, boot) {
             self.trace.note(self.now, &[15, number as u64], || format!("machine {machine} is rolled back"));
             self.replace_disk(Target::Machine(machine), copy, down);
         }
@@ -257,7 +257,7 @@ impl World {
     fn run_clone(&mut self, number: usize, target: Target, copied: u64, lasts: u64) {
         let machine = self.resolve_fixed(target);
         let Some((copy, boot)) = self.machines[machine].copies.remove(&copied) else { return };
-        if !self.is_known_to_be_old(machine, boot, 2) {
+        if !self.is_known_to_be_old(machine, boot) {
             return;
         }
         let clock = Clock::new(&mut self.rng);
