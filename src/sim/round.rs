@@ -242,7 +242,9 @@ impl World {
 
     /// The persist thread takes all that waits as one batch, if it is idle.
     pub(super) fn begin_write(&mut self, machine: MachineId, process: &mut Process) {
-        if process.persister.writing.is_some() || process.persister.queue.is_empty() {
+        let persister = &process.persister;
+        // The real thread ends at its first failure: nothing is written behind it.
+        if persister.writing.is_some() || persister.queue.is_empty() || persister.answer.failure.is_some() {
             return;
         }
         let gathered = gather(std::mem::take(&mut process.persister.queue));
