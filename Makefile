@@ -9,8 +9,11 @@ DEV_TOOLS := $(VENV)/.dev-tools
 export PROTOC := $(CURDIR)/$(BIN)/protoc
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
+# Worlds that `make sim` runs.
+SEEDS ?= 1000
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-slow-disk verify fix bench fuzz soak exits stubs audit build venv wheel clean
+.PHONY: help demo test test-rust test-python test-slow-disk sim sim-mutants verify fix bench fuzz soak exits stubs audit build venv wheel clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -26,6 +29,16 @@ test-rust: $(BUILD_TOOLS)
 	@libdir=$$($(BIN)/python -c 'import sysconfig as s; print(s.get_config_var("LIBDIR") if s.get_config_var("Py_ENABLE_SHARED") else "")'); \
 	if [ -n "$$libdir" ] && ls "$$libdir"/libpython3.*.so >/dev/null 2>&1; then LD_LIBRARY_PATH="$$libdir" cargo test --lib bridge; \
 	else echo "this Python has no libpython to link with: the bridge is tested by pytest alone"; fi
+	cargo test --release --no-default-features --features sim -- sim::
+	@$(MAKE) --no-print-directory sim SEEDS=300 SECONDS=60
+
+# SEED=x runs one seed again; FROM=x begins there instead of at a random seed.
+sim: $(BUILD_TOOLS) ## A simulated world, all faults, and its checkers (SEEDS=n FROM=seed, or SEED=x again)
+	@cargo run --quiet --release --no-default-features --features sim --example sim -- \
+		$(if $(SEED),seed $(SEED),seeds $(SEEDS) $(or $(FROM),new) $(SECONDS))
+
+sim-mutants: $(BUILD_TOOLS) ## Deliberate bugs: which checker of the simulated world finds each, and how soon
+	@cargo run --quiet --release --no-default-features --features sim --example sim -- mutants
 
 test-python: venv build
 	$(BIN)/python -m pytest $(ARGS)
@@ -38,6 +51,7 @@ verify: venv build ## Formats, lints, types and stubs; changes nothing
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --all-targets --no-default-features -- -D warnings
 	cargo clippy --all-targets --no-default-features --features driver -- -D warnings
+	cargo clippy --all-targets --no-default-features --features sim -- -D warnings
 	cargo clippy --all-targets -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -6,16 +6,21 @@
 //! | [`storage`] | the fsynced log and its memory twin |
 //! | [`transport`] | wire format, TCP |
 //! | [`driver`] | a tokio thread that runs the engine's effects, and the thread that keeps its log |
+//! | `sim` | a simulated world round the same engine, and its checkers (feature `sim`) |
 //! | [`bridge`] | the Python classes |
 
 pub mod engine;
 pub mod storage;
+
+pub(crate) mod mutants;
 
 #[cfg(feature = "driver")]
 pub mod driver;
 #[cfg(feature = "driver")]
 pub mod transport;
 
+#[cfg(feature = "sim")]
+pub mod sim;
 #[cfg(all(test, feature = "driver"))]
 mod test_log;
 

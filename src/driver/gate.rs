@@ -44,6 +44,12 @@ impl Members {
         Self { record, advertise, formation, held, handed, durable, let_in_at, is_due, is_changed }
     }
 
+    /// The highest boot that was let in of a peer.
+    #[cfg(feature = "sim")]
+    pub fn boot_seen(&self, peer: NodeId) -> Option<u64> {
+        self.record.peers.get(&peer).map(|witness| witness.boot)
+    }
+
     /// The record has to be written now.
     pub fn is_due(&self) -> bool {
         self.is_due
@@ -193,6 +199,7 @@ impl transport::Gate for Gate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::driver::identity::Drawn;
     use crate::engine::formation::{Identity, Stage};
     use crate::transport::Gate as _;
 
@@ -295,7 +302,7 @@ mod tests {
         assert!(!is_ready());
         let (number, (_, bytes)) = gate.members.borrow_mut().next_record();
         assert!(!gate.members.borrow().is_due() && !is_ready(), "handed over, and not durable yet");
-        let stored = NodeRecord::boot(Some(&bytes), 1, "shop").unwrap();
+        let stored = NodeRecord::boot(Some(&bytes), 1, "shop", &Drawn::new().unwrap()).unwrap();
         assert_eq!((stored.peers[&2].boot, stored.peers[&2].nonce), (5, 1));
         gate.members.borrow_mut().stored(number);
         gate.stored();

@@ -7,6 +7,7 @@ use prost::Message;
 use super::witness::Witness;
 use crate::engine::formation::{Identities, Identity, Stage};
 use crate::engine::NodeId;
+use crate::mutants::{self, Mutant};
 
 /// The node record's key among the node's own records.
 pub const KEY: &[u8] = b"node";
@@ -105,20 +106,35 @@ pub enum RecordError {
         /// Of which cluster.
         cluster: String,
     },
-    /// The system has no random numbers.
-    #[error("the system's random number generator failed: {0}")]
-    Random(String),
+}
+
+/// The random numbers of one start.
+#[derive(Clone, Copy, Debug)]
+pub struct Drawn {
+    /// The data directory's identity, if it is new.
+    pub identity: Identity,
+    /// See [`NodeRecord::nonce`].
+    pub nonce: u64,
+    /// What the engine draws its election timeouts from.
+    pub seed: u64,
+}
+
+impl Drawn {
+    /// From the system's generator.
+    pub fn new() -> Result<Self, getrandom::Error> {
+        let mut identity = [0; 16];
+        getrandom::fill(&mut identity)?;
+        let (nonce, seed) = (getrandom::u64()?, getrandom::u64()?);
+        Ok(Self { identity: Identity::from_le_bytes(identity), nonce, seed })
+    }
 }
 
 impl NodeRecord {
     /// The record for this start: a new directory's, or the stored one with the next boot number.
     /// It must be durable before anybody hears of it.
-    pub fn boot(stored: Option<&[u8]>, id: NodeId, cluster: &str) -> Result<Self, RecordError> {
-        let nonce = getrandom::u64().map_err(|error| RecordError::Random(error.to_string()))?;
+    pub fn boot(stored: Option<&[u8]>, id: NodeId, cluster: &str, drawn: &Drawn) -> Result<Self, RecordError> {
+        let Drawn { identity, nonce, .. } = *drawn;
         let Some(stored) = stored else {
-            let mut identity = [0; 16];
-            getrandom::fill(&mut identity).map_err(|error| RecordError::Random(error.to_string()))?;
-            let identity = Identity::from_le_bytes(identity);
             let (cluster, stage, peers) = (cluster.into(), Stage::Unformed, BTreeMap::new());
             return Ok(Self { id, cluster, identity, boot: 1, nonce, stage, peers });
         };
@@ -127,7 +143,8 @@ impl NodeRecord {
             let (found_id, found_cluster) = (record.id, record.cluster);
             return Err(RecordError::Foreign { found_id, found_cluster, id, cluster: cluster.into() });
         }
-        Ok(Self { boot: record.boot + 1, nonce, ..record })
+        let boot = if mutants::on(Mutant::SameBootAgain) { record.boot } else { record.boot + 1 };
+        Ok(Self { boot, nonce, ..record })
     }
 
     /// The record as the log keeps it: its key and its bytes.
@@ -180,12 +197,12 @@ mod tests {
 
     #[test]
     fn s2_every_start_counts_the_boot_up_and_keeps_the_identity() {
-        let first = NodeRecord::boot(None, 3, "shop").unwrap();
+        let first = NodeRecord::boot(None, 3, "shop", &Drawn::new().unwrap()).unwrap();
         assert_eq!(first.boot, 1);
         let stage = Stage::Formed([(3, first.identity)].into());
         let peer = Witness { identity: u128::MAX, boot: 2, nonce: 3, term: 4, voted_term: 5, index: 6 };
         let formed = NodeRecord { stage, peers: [(9, peer)].into(), ..first.clone() };
-        let second = NodeRecord::boot(Some(&formed.encode()), 3, "shop").unwrap();
+        let second = NodeRecord::boot(Some(&formed.encode()), 3, "shop", &Drawn::new().unwrap()).unwrap();
         assert_eq!((second.boot, second.identity, &second.stage), (2, first.identity, &formed.stage));
         assert_ne!(second.nonce, first.nonce);
         assert_eq!(second.peers, formed.peers);
@@ -193,12 +210,12 @@ mod tests {
 
     #[test]
     fn another_nodes_directory_is_refused() {
-        let record = NodeRecord::boot(None, 3, "shop").unwrap().encode();
+        let record = NodeRecord::boot(None, 3, "shop", &Drawn::new().unwrap()).unwrap().encode();
         for (id, cluster) in [(2, "shop"), (3, "other")] {
-            let error = NodeRecord::boot(Some(&record), id, cluster).unwrap_err().to_string();
+            let error = NodeRecord::boot(Some(&record), id, cluster, &Drawn::new().unwrap()).unwrap_err().to_string();
             assert!(error.contains("node 3 of cluster \"shop\""), "{error}");
         }
         let newer = WireRecord { version: 2, ..WireRecord::decode(&record[..]).unwrap() }.encode_to_vec();
-        assert_eq!(NodeRecord::boot(Some(&newer), 3, "shop"), Err(RecordError::Unreadable));
+        assert_eq!(NodeRecord::boot(Some(&newer), 3, "shop", &Drawn::new().unwrap()), Err(RecordError::Unreadable));
     }
 }

@@ -15,16 +15,16 @@
 
 pub mod clock;
 pub mod faults;
-mod gate;
-mod identity;
+pub(crate) mod gate;
+pub(crate) mod identity;
 mod node;
 pub mod options;
-mod persister;
+pub(crate) mod persister;
 pub mod port;
-mod start;
+pub(crate) mod start;
 #[cfg(test)]
 mod tests;
-mod witness;
+pub(crate) mod witness;
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
@@ -35,7 +35,7 @@ use tokio::sync::Notify;
 /// Reads a node's record, for fuzzing.
 #[cfg(fuzzing)]
 pub fn read_node_record(bytes: &[u8]) {
-    let _ = identity::NodeRecord::boot(Some(bytes), 1, "cluster");
+    let _ = identity::NodeRecord::boot(Some(bytes), 1, "cluster", &identity::Drawn { identity: 0, nonce: 0, seed: 0 });
 }
 
 pub use options::{Listen, Options, SpawnError, Spawned, Tuning};

@@ -173,24 +173,41 @@ fn next_tasks(shared: &Shared, housekeeping: Option<Duration>) -> (Vec<Task>, Op
     (std::mem::take(&mut queue.tasks), queue.stop)
 }
 
-fn write(writer: &mut dyn LogWriter, tasks: Vec<Task>, shared: &Shared) -> Result<(), StorageError> {
-    let mut batch = Batch::default();
-    let (mut ready, mut node_record) = (None, None);
+/// Tasks that are written, and answered, together.
+#[derive(Default)]
+pub struct Gathered {
+    /// What is written.
+    pub batch: Batch,
+    /// The highest Ready in it.
+    pub ready: Option<u64>,
+    /// The highest node record in it.
+    pub node_record: Option<u64>,
+}
+
+/// One batch of all these tasks, in order.
+pub fn gather(tasks: Vec<Task>) -> Gathered {
+    let mut gathered = Gathered::default();
     for task in tasks {
+        let batch = &mut gathered.batch;
         match task {
             Task::Ready(Persist { number, entries, hard_state, sync }) => {
-                ready = ready.max(Some(number));
+                gathered.ready = gathered.ready.max(Some(number));
                 batch.sync |= sync;
                 let group = APPLICATION_GROUP;
                 batch.groups.push(GroupWrite { group, entries, hard_state, ..Default::default() });
             }
             Task::NodeRecord { number, record } => {
-                node_record = Some(number);
+                gathered.node_record = Some(number);
                 batch.sync = true;
                 batch.node_records.push(record);
             }
         }
     }
+    gathered
+}
+
+fn write(writer: &mut dyn LogWriter, tasks: Vec<Task>, shared: &Shared) -> Result<(), StorageError> {
+    let Gathered { batch, ready, node_record } = gather(tasks);
     writer.write(batch)?;
     let mut answer = shared.answer.lock();
     answer.ready = answer.ready.max(ready);

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::rc::Rc;
 
 use super::gate::Members;
-use super::identity::{self, NodeRecord, RecordError};
+use super::identity::{self, Drawn, NodeRecord, RecordError};
 use super::options::{Listen, Options};
 use crate::engine::formation::Stage;
 use crate::engine::{Engine, Fault, NodeId, Settings, APPLICATION_GROUP, BOOTSTRAP};
@@ -30,6 +30,9 @@ pub enum StartError {
         /// What its node record says.
         source: RecordError,
     },
+    /// The system has no random numbers.
+    #[error("the system's random number generator failed: {0}")]
+    Random(getrandom::Error),
     /// The cluster was formed with other members.
     #[error(
         "the cluster of this data directory was formed by the nodes {formed:?}, but members= lists {listed:?}: list the \
@@ -79,7 +82,7 @@ impl StartError {
             Self::Listen { source, .. } => {
                 matches!(source.kind(), AddrInUse | AddrNotAvailable | PermissionDenied)
             }
-            Self::NoLog(_) | Self::Fault(_) => false,
+            Self::Random(_) | Self::NoLog(_) | Self::Fault(_) => false,
         }
     }
 }
@@ -98,13 +101,31 @@ pub struct Started {
 
 /// Opens the data directory, makes the next boot number durable, then binds (rule S2).
 pub fn start(options: &mut Options) -> Result<Started, StartError> {
-    let Opened { mut writer, reader, mut groups, node_records } = match &options.data_dir {
+    let opened = match &options.data_dir {
         Some(dir) => storage::disk::open(dir)?,
         None => storage::memory::open(),
     };
+    let Resumed { engine, writer, members } = resume(options, opened, &Drawn::new().map_err(StartError::Random)?)?;
+    let listener = listen(options)?;
+    Ok(Started { engine, writer, members, listener })
+}
+
+/// What a node goes on with; nobody can reach it yet.
+pub struct Resumed {
+    /// The engine, at the end of its log.
+    pub engine: Engine,
+    /// For the persist thread.
+    pub writer: Box<dyn LogWriter>,
+    /// For gate and driver.
+    pub members: Rc<RefCell<Members>>,
+}
+
+/// Goes on from an opened log: the next boot number is durable when this returns (rule S2).
+pub fn resume(options: &Options, opened: Opened, drawn: &Drawn) -> Result<Resumed, StartError> {
+    let Opened { mut writer, reader, mut groups, node_records } = opened;
     let stored = node_records.get(identity::KEY).map(Vec::as_slice);
     let dir = || options.data_dir.as_ref().map(|dir| dir.display().to_string()).unwrap_or_default();
-    let record = NodeRecord::boot(stored, options.id, &options.cluster);
+    let record = NodeRecord::boot(stored, options.id, &options.cluster, drawn);
     let record = record.map_err(|source| StartError::Record { dir: dir(), source })?;
     check_members(options, &record.stage)?;
     let mut batch = Batch { sync: true, node_records: vec![record.as_stored()], ..Default::default() };
@@ -122,12 +143,11 @@ pub fn start(options: &mut Options) -> Result<Started, StartError> {
     let held = Held { term: hard_state.term, vote: hard_state.vote, last_index: state.last_index };
     // A cluster that forms during this start elects its first leader at once.
     let fresh = !matches!(record.stage, Stage::Formed(_));
-    let settings = settings(options, &record);
+    let settings = settings(options, &record, drawn);
     let engine = Engine::new(&settings, state, reader, &options.logger, fresh)?;
-    let listener = listen(options)?;
     let advertise = options.advertise.clone().or_else(|| options.members.get(&options.id).cloned());
     let members = Members::new(record, held, advertise.unwrap_or_default(), options.members.clone());
-    Ok(Started { engine, writer, members: Rc::new(RefCell::new(members)), listener })
+    Ok(Resumed { engine, writer, members: Rc::new(RefCell::new(members)) })
 }
 
 /// `members` only bootstraps: who votes is what was agreed when the cluster was formed. Started with fewer, a node would
@@ -154,7 +174,7 @@ fn bootstrap() -> (GroupState, GroupWrite) {
     (state, write)
 }
 
-fn settings(options: &Options, record: &NodeRecord) -> Settings {
+fn settings(options: &Options, record: &NodeRecord, drawn: &Drawn) -> Settings {
     let tuning = &options.tuning;
     Settings {
         id: options.id,
@@ -162,6 +182,7 @@ fn settings(options: &Options, record: &NodeRecord) -> Settings {
         nonce: record.nonce,
         voters: options.members.keys().copied().collect::<Vec<NodeId>>(),
         election_ticks: tuning.election_ticks(),
+        seed: drawn.seed,
         heartbeat_ticks: super::options::Tuning::HEARTBEAT_TICKS as usize,
         max_entry_bytes: tuning.max_entry_bytes,
         max_message_bytes: tuning.max_message_bytes,

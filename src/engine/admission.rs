@@ -8,6 +8,7 @@ use raft::{RawNode, StateRole, Storage};
 
 use super::reads::{context_origin, CONTEXT_LEN};
 use super::NodeId;
+use crate::mutants::{self, Mutant};
 
 /// Terms and indexes beyond this are refused: raft-rs adds to them without a check.
 const COUNTER_MAX: u64 = u64::MAX >> 8;
@@ -89,11 +90,14 @@ pub fn admit<S: Storage>(raw: &RawNode<S>, from: NodeId, message: &Message) -> R
             let bounded = terms.clone().all(|term| term > 0 && term <= message.term);
             let begins_later = terms.clone().next().is_none_or(|term| message.log_term <= term);
             // raft-rs takes term zero for the term of any index beyond its log, and would append behind a gap.
-            if log_term == 0 || !(contiguous && ascending && bounded && begins_later) {
+            let as_sent = log_term > 0 && contiguous && ascending && bounded && begins_later;
+            if !as_sent && !mutants::on(Mutant::AdmitGap) {
                 return Err(Refused::Field);
             }
         }
-        MessageType::MsgHeartbeat if message.commit > last_index && message.term >= raft.term => {
+        MessageType::MsgHeartbeat
+            if message.commit > last_index && message.term >= raft.term && !mutants::on(Mutant::AdmitLostLog) =>
+        {
             return Err(Refused::LostLog);
         }
         MessageType::MsgAppendResponse => {
@@ -102,12 +106,12 @@ pub fn admit<S: Storage>(raw: &RawNode<S>, from: NodeId, message: &Message) -> R
             if message.request_snapshot != 0 {
                 return Err(Refused::Field);
             }
-            if message.reject && index <= matched {
+            if message.reject && index <= matched && !mutants::on(Mutant::AdmitStaleReject) {
                 return Err(Refused::Stale);
             }
             // Of an earlier term it is late, and raft-rs ignores it.
             let of_this_leader = raft.state == StateRole::Leader && term == raft.term;
-            if !message.reject && index > last_index && of_this_leader {
+            if !message.reject && index > last_index && of_this_leader && !mutants::on(Mutant::AdmitUnknownEntries) {
                 return Err(Refused::UnknownEntries);
             }
         }
@@ -144,6 +148,7 @@ pub fn admit<S: Storage>(raw: &RawNode<S>, from: NodeId, message: &Message) -> R
         | MessageType::MsgRequestVote
         | MessageType::MsgRequestPreVote
         | MessageType::MsgRequestPreVoteResponse => {}
+        MessageType::MsgPropose if mutants::on(Mutant::AdmitProposals) => {}
         MessageType::MsgHup
         | MessageType::MsgBeat
         | MessageType::MsgPropose

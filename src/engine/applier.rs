@@ -11,6 +11,7 @@ use super::command::{Command, Header};
 use super::log_view::LogView;
 use super::session::{Sessions, Verdict};
 use super::{Applied, Fault, NodeId, Token};
+use crate::mutants::{self, Mutant};
 
 /// One start of a node, as its commands name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +89,21 @@ impl Applier {
         self.timestamp_ns
     }
 
+    /// The cursor, and a digest of the replicated state there.
+    #[cfg(feature = "sim")]
+    pub fn digest(&self) -> (u64, u64) {
+        use super::inspect::fold;
+        let skipped = self.skipped.iter().fold(0, |digest, index| fold(digest, *index));
+        (self.applied, fold(fold(self.sessions.digest(), self.timestamp_ns), skipped))
+    }
+
+    /// Words of the session of `origin`; bytes kept for the application, and the largest command among them.
+    #[cfg(feature = "sim")]
+    pub fn sizes(&self, origin: super::NodeId) -> (usize, usize, usize) {
+        let largest = self.fresh.iter().map(|applied| weight(&applied.command)).max();
+        (self.sessions.words(origin), self.fresh_bytes, largest.unwrap_or(0))
+    }
+
     /// Commands skipped because they were applied before.
     pub fn skipped(&self) -> u64 {
         self.skipped.len() as u64
@@ -115,7 +131,9 @@ impl Applier {
             return Ok(());
         }
         let token = waiter(&header);
-        if self.fresh_through + 1 == index && self.fresh_bytes < self.fresh_bytes_max {
+        if self.fresh_through + 1 == index
+            && (self.fresh_bytes < self.fresh_bytes_max || mutants::on(Mutant::UnboundedFresh))
+        {
             self.fresh_bytes += weight(&command);
             self.fresh.push_back(Applied { index, term, command, token });
             self.fresh_through = index;
@@ -169,7 +187,8 @@ impl Applier {
         let (entries, through) = self.read_again(log, self.handed, self.applied, max_bytes as u64)?;
         let mut batch = Batch { entries, through, bytes: 0 };
         for applied in &mut batch.entries {
-            applied.token = self.tokens.remove(&applied.index);
+            let token = self.tokens.remove(&applied.index);
+            applied.token = token.filter(|_| !mutants::on(Mutant::LoseWaiters));
             batch.bytes += weight(&applied.command);
         }
         self.handed = through;
@@ -188,7 +207,9 @@ impl Applier {
         let entries = log.read(after + 1, end + 1, max_bytes)?;
         let through = entries.last().map_or(after, |last| last.index);
         let commands = entries.into_iter().filter(|entry| !entry.data.is_empty());
-        let applied = commands.filter(|entry| self.skipped.binary_search(&entry.index).is_err()).map(|entry| {
+        let applied = commands
+            .filter(|entry| self.skipped.binary_search(&entry.index).is_err() || mutants::on(Mutant::ForgetSkipped));
+        let applied = applied.map(|entry| {
             let (index, term) = (entry.index, entry.term);
             let command = Command::from_bytes(entry.data).map_err(|source| Fault::Entry { index, source })?;
             Ok(Applied { index, term, command, token: None })

@@ -11,11 +11,13 @@ use super::admission::{self, Refused};
 use super::applier::{Applier, Batch, Origin};
 use super::command::{self, Command};
 use super::log_view::LogView;
+use super::patience::{self, Patience};
 use super::persist::{Persist, PersistQueue};
 use super::proposals::Proposals;
 use super::reads::{Reader, Reads};
 use super::time::{Now, Stamper};
 use super::{Applied, Effect, Failure, Fault, Leadership, NodeId, Rejection, Token, APPLICATION_GROUP};
+use crate::mutants::{self, Mutant};
 use crate::storage::{GroupState, LogReader};
 
 /// What raft-rs hands out at once for application.
@@ -37,8 +39,11 @@ pub struct Settings {
     pub nonce: u64,
     /// The voters at the bootstrap.
     pub voters: Vec<NodeId>,
-    /// Ticks without a leader before an election; raft-rs draws between this and twice this.
+    /// Ticks without a leader before an election; drawn between this and twice this.
     pub election_ticks: usize,
+    /// Random at every start, so that two nodes do not campaign in step again and again: election timeouts are drawn
+    /// from it.
+    pub seed: u64,
     /// Ticks between heartbeats.
     pub heartbeat_ticks: usize,
     /// Largest payload of a command.
@@ -69,6 +74,7 @@ struct Forwarded {
 pub struct Engine {
     id: NodeId,
     pub(super) raw: RawNode<LogView>,
+    patience: Patience,
     persist: PersistQueue,
     /// The commit index moved in memory only: raft-rs does not need it on disk, a restart is quicker with it.
     commit_unsaved: bool,
@@ -117,6 +123,8 @@ impl Engine {
         let config = raft::Config {
             id: settings.id,
             election_tick: settings.election_ticks,
+            min_election_tick: settings.election_ticks,
+            max_election_tick: patience::RAFT_DRAWS_BELOW,
             heartbeat_tick: settings.heartbeat_ticks,
             // Everything is replayed from where the log begins, so `applied` is never beyond the stored commit index,
             // on which raft-rs panics.
@@ -136,6 +144,7 @@ impl Engine {
         Ok(Self {
             id: settings.id,
             raw: RawNode::new(&config, log, logger)?,
+            patience: Patience::new(settings.seed, settings.election_ticks),
             persist: PersistQueue::default(),
             commit_unsaved: false,
             applier: Applier::new(own, begin, settings.max_fresh_bytes),
@@ -184,6 +193,7 @@ impl Engine {
                 let _ = self.raw.campaign();
             }
         }
+        self.patience.renew(&mut self.raw.raft);
         self.raw.tick();
     }
 
@@ -350,6 +360,11 @@ impl Engine {
         std::mem::take(&mut self.effects)
     }
 
+    #[cfg(feature = "sim")]
+    pub(super) fn observed(&self) -> (NodeId, &Applier, &Proposals) {
+        (self.id, &self.applier, &self.proposals)
+    }
+
     /// Why the log could not be read, if that is what made raft-rs panic.
     pub fn take_read_failure(&self) -> Option<String> {
         self.raw.store().take_failure()
@@ -480,6 +495,13 @@ impl Engine {
     fn start_read_round(&mut self) {
         let raft = &self.raw.raft;
         let reachable = raft.state == StateRole::Leader || self.routes.contains(&raft.leader_id);
+        if mutants::on(Mutant::BarrierWithoutReadIndex) {
+            let index = raft.raft_log.committed;
+            let context = self.reads.start_round();
+            let readers = context.map_or_else(Vec::new, |context| self.reads.answered(&context));
+            self.stand(readers, index);
+            return;
+        }
         if reachable && raft.commit_to_current_term() {
             if let Some(context) = self.reads.start_round() {
                 self.raw.read_index(context);
@@ -512,15 +534,19 @@ impl Engine {
             self.commit_unsaved = true;
         }
         for entry in &entries {
-            if let Ok(header) = command::decode(&entry.data) {
+            if let Some(header) = command::decode(&entry.data).ok().filter(|_| !mutants::on(Mutant::StampFromApplied)) {
                 self.stamper.observe(header.timestamp_ns);
             }
         }
         // Readable before it is durable: raft-rs asks for it from now on.
         log.append(number, &entries);
-        let hard_state = must_sync.then(|| log.hard_state().clone());
+        let hard_state = must_sync.then(|| log.hard_state().clone()).filter(|_| !mutants::on(Mutant::ForgetHardState));
         self.raw.advance_append_async(ready);
 
+        let committed = match mutants::on(Mutant::ApplyBeforeCommit) {
+            true => entries.iter().filter(|entry| entry.index > self.applier.applied()).cloned().collect(),
+            false => committed,
+        };
         self.effects.extend(messages.into_iter().map(send));
         self.persist.push(number, must_sync, persisted_messages);
         if must_sync {
@@ -528,14 +554,21 @@ impl Engine {
             self.effects.push(Effect::Persist(Persist { number, entries, hard_state, sync: true }));
         }
         for state in read_states {
-            for reader in self.reads.answered(&state.request_ctx) {
-                self.effects.push(Effect::Barrier { token: reader.token, index: state.index });
-                self.awaiting_deadline_ns = self.awaiting_deadline_ns.min(reader.deadline_ns);
-                self.awaiting_application.push_back((state.index, reader));
-            }
+            let readers = self.reads.answered(&state.request_ctx);
+            self.stand(readers, state.index);
         }
         self.publish_leadership();
         self.apply(committed)
+    }
+
+    /// Barriers stand at `index`; the application's cursor has to get there.
+    fn stand(&mut self, readers: Vec<Reader>, index: u64) {
+        let index = if mutants::on(Mutant::BarrierIgnoresCursor) { 0 } else { index };
+        for reader in readers {
+            self.effects.push(Effect::Barrier { token: reader.token, index });
+            self.awaiting_deadline_ns = self.awaiting_deadline_ns.min(reader.deadline_ns);
+            self.awaiting_application.push_back((index, reader));
+        }
     }
 
     /// Applies in log order, always (rule C1).
@@ -567,7 +600,10 @@ impl Engine {
                 None => return Err(Fault::Unknown { what: "an entry of an unknown type", index }),
             }
         }
-        self.raw.advance_apply_to(self.applier.applied());
+        if mutants::on(Mutant::StampFromApplied) {
+            self.stamper.observe(self.applier.timestamp_ns());
+        }
+        self.raw.advance_apply_to(self.applier.applied().min(self.raw.raft.raft_log.committed));
         Ok(())
     }
 

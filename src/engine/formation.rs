@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 
 use super::NodeId;
+use crate::mutants::{self, Mutant};
 
 /// The random identity of a data directory.
 pub type Identity = u128;
@@ -162,7 +163,7 @@ impl Formation {
 
     /// All members have stored the same identities: this node may act.
     pub fn is_formed(&self) -> bool {
-        matches!(self.stage, Stage::Formed(_))
+        matches!(self.stage, Stage::Formed(_)) || mutants::on(Mutant::UnformedTakesPart)
     }
 
     /// Members whose next word is still missing: none of them has been heard of, or it has not stored the identities.
@@ -240,7 +241,11 @@ impl Formation {
                     .keys()
                     .filter_map(|id| self.met.get(id).map(|report| (*id, report.identity)))
                     .collect();
-                (met.len() == self.members.len()).then_some(Stage::Prepared(met))
+                let all = met.len() == self.members.len();
+                if all && mutants::on(Mutant::FormInOneStep) {
+                    return Some(Stage::Formed(met));
+                }
+                all.then_some(Stage::Prepared(met))
             }
         }
     }

@@ -10,6 +10,7 @@ use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
 use super::GroupId;
+use crate::mutants::{self, Mutant};
 use crate::storage::{GroupState, LogReader, TermRun};
 
 /// What an entry occupies beyond its payload, roughly.
@@ -92,6 +93,7 @@ impl LogView {
     /// never by index alone: a truncation of the same index may still be on its way to the disk (rule P3).
     pub fn mark_durable(&mut self, ready: u64) {
         self.durable = ready;
+        let ready = if mutants::on(Mutant::CutCacheByIndex) { u64::MAX } else { ready };
         while self.cache_bytes > self.cache_bytes_max && self.cache.front().is_some_and(|front| front.ready <= ready) {
             self.cache.pop_front().inspect(|cached| self.cache_bytes -= weight(&cached.entry));
         }
@@ -105,6 +107,13 @@ impl LogView {
     /// The newest hard state, durable or not.
     pub fn hard_state(&self) -> &HardState {
         &self.hard_state
+    }
+
+    /// Bytes of cached entries that could be read from the log as well.
+    #[cfg(feature = "sim")]
+    pub fn durable_cached_bytes(&self) -> usize {
+        let durable = self.cache.iter().take_while(|cached| cached.ready <= self.durable);
+        durable.map(|cached| weight(&cached.entry)).sum()
     }
 
     /// Index of the entry before the first.

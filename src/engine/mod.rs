@@ -9,7 +9,10 @@ mod applier;
 pub mod command;
 mod core;
 pub mod formation;
+#[cfg(feature = "sim")]
+mod inspect;
 mod log_view;
+mod patience;
 mod persist;
 mod proposals;
 mod reads;
@@ -23,6 +26,8 @@ use raft::eraftpb::Message;
 pub use self::admission::Refused;
 pub use self::applier::Batch as AppliedBatch;
 pub use self::core::{Engine, EngineStatus, PeerProgress, Settings};
+#[cfg(feature = "sim")]
+pub use self::inspect::Sizes;
 pub use self::persist::Persist;
 pub use self::proposals::FORWARDED_BYTES_MAX;
 pub use self::reads::Reader;

@@ -8,6 +8,8 @@ use std::collections::VecDeque;
 
 use raft::eraftpb::{Entry, HardState, Message};
 
+use crate::mutants::{self, Mutant};
+
 /// What the persist thread is asked to write.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Persist {
@@ -37,18 +39,24 @@ pub struct PersistQueue {
 impl PersistQueue {
     /// A Ready was taken; `messages` may leave only when it, and all before it, are durable.
     pub fn push(&mut self, number: u64, writes: bool, messages: Vec<Message>) {
-        self.slots.push_back(Slot { number, written: !writes, messages });
+        let written = !writes || mutants::on(Mutant::AcknowledgeBeforeFsync);
+        self.slots.push_back(Slot { number, written, messages });
     }
 
     /// The persist thread has written this Ready. It answers in order, and may answer only the last of a batch.
     pub fn written(&mut self, number: u64) {
-        for slot in self.slots.iter_mut().take_while(|slot| slot.number <= number) {
+        let through = if mutants::on(Mutant::ConfirmOneTooMany) { number + 1 } else { number };
+        for slot in self.slots.iter_mut().take_while(|slot| slot.number <= through) {
             slot.written = true;
         }
     }
 
     /// Takes what is durable in order: the highest number for `on_persist_ready`, and the messages it sets free.
     pub fn pop_durable(&mut self) -> Option<(u64, Vec<Message>)> {
+        if mutants::on(Mutant::AnswerEmptyReadyAtOnce) {
+            let at = self.slots.iter().position(|slot| slot.written)?;
+            return self.slots.remove(at).map(|slot| (slot.number, slot.messages));
+        }
         let mut durable: Option<(u64, Vec<Message>)> = None;
         while self.slots.front().is_some_and(|slot| slot.written) {
             let Some(slot) = self.slots.pop_front() else { break };

@@ -9,6 +9,7 @@ use super::applier::Origin;
 use super::command::{Command, Header};
 use super::session::WINDOW;
 use super::{Failure, NodeId, Token};
+use crate::mutants::{self, Mutant};
 
 /// Bytes on their way to another node at once; what is beyond waits for answers, not in a connection's backlog.
 pub const FORWARDED_BYTES_MAX: usize = 16 << 20;
@@ -38,7 +39,7 @@ struct Pending {
 
 impl Pending {
     fn may_be_in_a_log(&self) -> bool {
-        self.attempts > self.refused
+        self.attempts > self.refused && !mutants::on(Mutant::TimedOutMeansNotCommitted)
     }
 }
 
@@ -129,6 +130,12 @@ impl Proposals {
         self.reproposals
     }
 
+    /// Numbers from the lowest that is not resolved through the highest.
+    #[cfg(feature = "sim")]
+    pub fn span(&self) -> usize {
+        self.window.len()
+    }
+
     /// The lowest number not yet resolved.
     #[cfg(test)]
     pub fn floor(&self) -> u64 {
@@ -168,6 +175,10 @@ impl Proposals {
             }
             let mut command = pending.command.clone();
             command.set_floor(self.floor);
+            if mutants::on(Mutant::NewNumberForEachAttempt) && pending.attempts > 0 {
+                let number = self.floor + at as u64 + (u64::from(pending.attempts) << 12);
+                command.set_origin(self.own.id, self.own.boot, number);
+            }
             if !send(command) {
                 return;
             }
@@ -202,10 +213,18 @@ impl Proposals {
 
     /// What was on its way to `peer` may not have arrived.
     pub fn route_lost(&mut self, peer: NodeId) {
+        if mutants::on(Mutant::LostMeansRefused) {
+            for number in self.floor..self.floor + self.window.len() as u64 {
+                self.refused(self.own.boot, number, peer);
+            }
+        }
         self.make_due(|attempt| matches!(attempt, Attempt::Forwarded { to, .. } if to == peer));
     }
 
     fn make_due(&mut self, lost: impl Fn(Attempt) -> bool) {
+        if mutants::on(Mutant::NeverTryAgain) {
+            return;
+        }
         for at in 0..self.window.len() {
             if self.window[at].as_ref().is_some_and(|pending| lost(pending.attempt)) {
                 self.set_due(self.floor + at as u64, 0);
@@ -290,7 +309,7 @@ impl Proposals {
     /// Gives up what is past its deadline. The number is resolved for its origin, so the floor may pass it, and a copy
     /// that reaches the log behind such a floor is skipped everywhere.
     pub fn expire(&mut self, now_ns: u64, unsent_reason: &str, failed: &mut impl FnMut(Token, Failure)) {
-        if now_ns < self.next_deadline_ns {
+        if now_ns < self.next_deadline_ns || mutants::on(Mutant::IgnoreDeadlines) {
             return;
         }
         self.fail(

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::{Failure, NodeId, Token};
+use crate::mutants::{self, Mutant};
 
 /// Rounds under way at once; further barriers wait for one of them and share the next.
 const ROUNDS_MAX: usize = 4;
@@ -52,6 +53,10 @@ impl Reads {
     /// Takes a barrier in; it joins the next round, never one that is under way.
     pub fn add(&mut self, reader: Reader) {
         self.next_deadline_ns = self.next_deadline_ns.min(reader.deadline_ns);
+        if let Some(round) = self.rounds.back_mut().filter(|_| mutants::on(Mutant::JoinRoundUnderWay)) {
+            round.readers.push(reader);
+            return;
+        }
         self.waiting.push(reader);
     }
 

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::command::Header;
 use super::NodeId;
+use crate::mutants::{self, Mutant};
 
 /// The widest span between an origin's floor and its highest number. Every replica must agree on it: it is part of the
 /// format, not of the configuration.
@@ -44,6 +45,9 @@ impl Sessions {
     pub fn admit(&mut self, header: &Header) -> Verdict {
         let session = self.origins.entry(header.origin).or_insert_with(|| Session::new(header));
         if header.boot < session.boot || (header.boot == session.boot && header.nonce != session.nonce) {
+            if mutants::on(Mutant::IgnoreBoot) {
+                return Verdict::Fresh;
+            }
             return Verdict::Skip;
         }
         if header.boot > session.boot {
@@ -51,6 +55,22 @@ impl Sessions {
         }
         session.raise_floor(header.floor);
         session.mark(header.number)
+    }
+
+    /// A digest of all sessions.
+    #[cfg(feature = "sim")]
+    pub fn digest(&self) -> u64 {
+        use super::inspect::fold;
+        self.origins.iter().fold(0, |digest, (origin, session)| {
+            let numbers = [*origin, session.boot, session.floor];
+            numbers.iter().chain(&session.applied).fold(digest, |digest, word| fold(digest, *word))
+        })
+    }
+
+    /// Words of the bitmap of an origin.
+    #[cfg(feature = "sim")]
+    pub fn words(&self, origin: NodeId) -> usize {
+        self.origins.get(&origin).map_or(0, |session| session.applied.len())
     }
 
     /// The highest boot and floor seen of an origin.
@@ -66,7 +86,7 @@ impl Session {
     }
 
     fn raise_floor(&mut self, floor: u64) {
-        if floor <= self.floor {
+        if floor <= self.floor || mutants::on(Mutant::UnboundedSessions) {
             return;
         }
         let passed_words = (floor / 64 - self.floor / 64).min(self.applied.len() as u64);
@@ -75,6 +95,9 @@ impl Session {
     }
 
     fn mark(&mut self, number: u64) -> Verdict {
+        if mutants::on(Mutant::SkipSessionTable) || (number < self.floor && mutants::on(Mutant::IgnoreFloor)) {
+            return Verdict::Fresh;
+        }
         if number < self.floor || number - self.floor >= WINDOW {
             return Verdict::Skip;
         }

@@ -45,6 +45,8 @@ mod directory;
 mod files;
 mod guard;
 mod marks;
+#[cfg(feature = "sim")]
+pub(crate) mod power;
 mod purge;
 mod reader;
 mod records;
@@ -92,11 +94,18 @@ struct Options {
     file_bytes: u64,
     purge_threshold_bytes: u64,
     guard_period: Duration,
+    /// A guard that takes long to write is written less often: it may cost one part in so many of the time.
+    guard_cost_max: u32,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { file_bytes: 64 << 20, purge_threshold_bytes: 256 << 20, guard_period: Duration::from_millis(100) }
+        Self {
+            file_bytes: 64 << 20,
+            purge_threshold_bytes: 256 << 20,
+            guard_period: Duration::from_millis(100),
+            guard_cost_max: 10,
+        }
     }
 }
 
@@ -118,6 +127,17 @@ pub fn open(dir: &Path) -> Result<Opened, StorageError> {
         groups: found.groups,
         node_records: found.node_records,
     })
+}
+
+/// Opens a log of which the simulated world decides what a loss of power leaves: the guard is written whenever
+/// [`LogWriter::maintain`](super::LogWriter::maintain) is called, so that nothing depends on the real world's clock.
+#[cfg(feature = "sim")]
+pub(crate) fn open_simulated(dir: &Path, file_bytes: u64) -> Result<(Opened, power::Power), StorageError> {
+    let options = Options { file_bytes, guard_period: Duration::ZERO, guard_cost_max: 0, ..Options::default() };
+    let (writer, reader, found) = open_with(dir, options)?;
+    let power = writer.store.files.power();
+    let (groups, node_records) = (found.groups, found.node_records);
+    Ok((Opened { writer: Box::new(writer), reader: Arc::new(reader), groups, node_records }, power))
 }
 
 fn open_with(dir: &Path, options: Options) -> Result<(DiskWriter, DiskReader, Found), StorageError> {

@@ -69,6 +69,7 @@ pub(super) fn settings(id: NodeId, boot: u64, voters: &[NodeId]) -> Settings {
         voters: voters.to_vec(),
         election_ticks: ELECTION_TICKS,
         heartbeat_ticks: 2,
+        seed: id,
         max_entry_bytes: 1 << 20,
         max_message_bytes: 1 << 20,
         max_inflight_messages: 256,

@@ -69,6 +69,8 @@ struct Shared {
     torn: Mutex<BTreeMap<(Queue, u64), (u64, bool)>>,
     #[cfg(test)]
     faults: Mutex<Faults>,
+    #[cfg(feature = "sim")]
+    power: super::power::Power,
 }
 
 /// What goes wrong in a test.
@@ -129,6 +131,8 @@ impl LogFiles {
             torn: Mutex::new(BTreeMap::new()),
             #[cfg(test)]
             faults: Mutex::default(),
+            #[cfg(feature = "sim")]
+            power: super::power::Power::default(),
         }))
     }
 
@@ -216,6 +220,12 @@ impl LogFiles {
     /// The first failure, once.
     pub fn take_failure(&self) -> Option<StorageError> {
         self.0.failure.lock().take()
+    }
+
+    /// What was not synced.
+    #[cfg(feature = "sim")]
+    pub fn power(&self) -> super::power::Power {
+        self.0.power.clone()
     }
 
     /// Lets things go wrong.
@@ -343,6 +353,8 @@ impl Inner {
             self.make("write", |inner| {
                 #[cfg(test)]
                 inner.shared.fail_write(&inner.file, at, bytes)?;
+                #[cfg(feature = "sim")]
+                inner.shared.power.note(&inner.path, &inner.file, at, bytes)?;
                 inner.file.write_all_at(bytes, at)
             })?;
         }
@@ -365,6 +377,10 @@ impl Inner {
             inner.shared.fail_sync()?;
             inner.file.sync_data()
         });
+        #[cfg(feature = "sim")]
+        if synced.is_ok() {
+            self.shared.power.synced(&self.path);
+        }
         if synced.is_ok() {
             if let Some(((Queue::Rewrite, number), bytes)) = written {
                 *self.shared.rewrite_synced.lock() = (number, bytes);

@@ -14,7 +14,12 @@ use crate::storage::conformance::{self, batch, entries, truncated};
 use crate::storage::{memory, Batch, GroupWrite, LogReader, LogWriter};
 use raft_engine::LogBatch;
 
-const SMALL: Options = Options { file_bytes: 64 << 10, purge_threshold_bytes: 256 << 10, guard_period: Duration::ZERO };
+const SMALL: Options = Options {
+    file_bytes: 64 << 10,
+    purge_threshold_bytes: 256 << 10,
+    guard_period: Duration::ZERO,
+    guard_cost_max: 10,
+};
 
 fn opened(dir: &Path) -> (DiskWriter, DiskReader, Found) {
     open_with(dir, SMALL).unwrap()

@@ -14,9 +14,6 @@ use super::{marks, records, Options, NODE_GROUP, SEQUENCE_GROUP};
 use crate::engine::GroupId;
 use crate::storage::{check_group, Batch, Figures, GroupState, GroupWrite, LogWriter, StorageError};
 
-/// A guard that takes long to write is written less often: it may cost a tenth of the time.
-const GUARD_COST_MAX: u32 = 10;
-
 /// The node's part of the log: its groups as they are after the last write.
 pub(super) struct DiskWriter {
     pub store: Arc<Store>,
@@ -203,7 +200,7 @@ impl DiskWriter {
         if !self.store.files.guard_is_behind() {
             return Ok(None);
         }
-        let period = self.options.guard_period.max(self.guard_cost.saturating_mul(GUARD_COST_MAX));
+        let period = self.options.guard_period.max(self.guard_cost.saturating_mul(self.options.guard_cost_max));
         let start = Instant::now();
         let left = period.saturating_sub(start.duration_since(self.guard_written));
         if !left.is_zero() {

@@ -1,0 +1,47 @@
+//! What the checkers of the simulated world may look at.
+
+use super::core::Engine;
+
+/// How much an engine holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Words of the bitmap of this node's own session.
+    pub session_words: usize,
+    /// Numbers of this node from the lowest that is not resolved through the highest.
+    pub span: usize,
+    /// Proposals that are not applied yet.
+    pub proposals: usize,
+    /// Bytes of applied commands that the application has yet to be handed.
+    pub fresh_bytes: usize,
+    /// The largest command among them.
+    pub largest_fresh: usize,
+    /// Bytes of durable entries in the cache.
+    pub cached_bytes: usize,
+}
+
+/// A number that depends on every part of a state, and is the same in every run.
+pub(super) fn fold(digest: u64, word: u64) -> u64 {
+    let mixed = (digest.rotate_left(23) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed ^ mixed >> 32
+}
+
+impl Engine {
+    /// The engine's cursor, and a digest of the replicated state there: sessions, time, skipped commands.
+    pub fn digest(&self) -> (u64, u64) {
+        self.observed().1.digest()
+    }
+
+    /// How much it holds.
+    pub fn sizes(&self) -> Sizes {
+        let (id, applier, proposals) = self.observed();
+        let (session_words, fresh_bytes, largest_fresh) = applier.sizes(id);
+        Sizes {
+            session_words,
+            span: proposals.span(),
+            fresh_bytes,
+            largest_fresh,
+            proposals: proposals.len(),
+            cached_bytes: self.raw.store().durable_cached_bytes(),
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Deliberate bugs, to prove that the simulated world would find real ones: see docs/testing.md.
+//!
+//! Each stands in the code where the real mistake would be made, as `mutants::on(Mutant::...)`. Without the feature `sim`
+//! that is the constant `false`, and nothing of it is compiled in.
+
+/// One bug.
+#[cfg_attr(not(feature = "driver"), allow(dead_code, reason = "some are in the driver"))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mutant {
+    /// Messages that speak for the disk leave before the fsync.
+    AcknowledgeBeforeFsync,
+    /// A Ready that writes nothing is answered at once, before the fsyncs of earlier ones (rule P1).
+    AnswerEmptyReadyAtOnce,
+    /// A Ready counts as durable as soon as the one before it is (rule P1).
+    ConfirmOneTooMany,
+    /// The hard state is not in the batch of its Ready (rule P2).
+    ForgetHardState,
+    /// The cache of entries is cut up to the log's end, not up to the Ready that is durable (rule P3).
+    CutCacheByIndex,
+    /// Every copy of a command is applied (rule S1).
+    SkipSessionTable,
+    /// A number below the floor is applied (rule S1).
+    IgnoreFloor,
+    /// An earlier boot's commands are applied (rule S2).
+    IgnoreBoot,
+    /// The boot number is not counted up (rule S2).
+    SameBootAgain,
+    /// Another attempt gets another number.
+    NewNumberForEachAttempt,
+    /// A deadline that passes is called "not committed" (rule S4).
+    TimedOutMeansNotCommitted,
+    /// A lost connection counts as a refusal (rule S4).
+    LostMeansRefused,
+    /// A lost attempt is not made again.
+    NeverTryAgain,
+    /// Deadlines do not pass.
+    IgnoreDeadlines,
+    /// An unformed node takes part (rule M1).
+    UnformedTakesPart,
+    /// A node forms as soon as it has met everybody (rule M1).
+    FormInOneStep,
+    /// Entries are applied when they are appended.
+    ApplyBeforeCommit,
+    /// A barrier stands at this node's own commit index (rule C6).
+    BarrierWithoutReadIndex,
+    /// A barrier joins a round that is under way (rule C6).
+    JoinRoundUnderWay,
+    /// A barrier does not wait for the application's cursor (rule C6).
+    BarrierIgnoresCursor,
+    /// A leader's clock begins at what it has applied, not at the end of its log (design decision 8).
+    StampFromApplied,
+    /// A second reading of the log knows nothing of duplicates (rule C5).
+    ForgetSkipped,
+    /// A hand-out from the log loses the waiters of what did not fit (rule C1).
+    LoseWaiters,
+    /// What waits for the application is not bounded (rule C1).
+    UnboundedFresh,
+    /// Sessions keep all numbers for ever (rule S1).
+    UnboundedSessions,
+    /// Entries behind a gap reach raft-rs.
+    AdmitGap,
+    /// A heartbeat that presumes entries that are not there reaches raft-rs.
+    AdmitLostLog,
+    /// An acknowledgement of entries that the leader has not reaches raft-rs.
+    AdmitUnknownEntries,
+    /// A reject that an acknowledgement has overtaken reaches raft-rs.
+    AdmitStaleReject,
+    /// A peer's own proposals reach raft-rs.
+    AdmitProposals,
+}
+
+#[cfg(feature = "sim")]
+impl Mutant {
+    /// All of them.
+    pub const ALL: [Self; 30] = [
+        Self::AcknowledgeBeforeFsync,
+        Self::AnswerEmptyReadyAtOnce,
+        Self::ConfirmOneTooMany,
+        Self::ForgetHardState,
+        Self::CutCacheByIndex,
+        Self::SkipSessionTable,
+        Self::IgnoreFloor,
+        Self::IgnoreBoot,
+        Self::SameBootAgain,
+        Self::NewNumberForEachAttempt,
+        Self::TimedOutMeansNotCommitted,
+        Self::LostMeansRefused,
+        Self::NeverTryAgain,
+        Self::IgnoreDeadlines,
+        Self::UnformedTakesPart,
+        Self::FormInOneStep,
+        Self::ApplyBeforeCommit,
+        Self::BarrierWithoutReadIndex,
+        Self::JoinRoundUnderWay,
+        Self::BarrierIgnoresCursor,
+        Self::StampFromApplied,
+        Self::ForgetSkipped,
+        Self::LoseWaiters,
+        Self::UnboundedFresh,
+        Self::UnboundedSessions,
+        Self::AdmitGap,
+        Self::AdmitLostLog,
+        Self::AdmitUnknownEntries,
+        Self::AdmitStaleReject,
+        Self::AdmitProposals,
+    ];
+}
+
+#[cfg(feature = "sim")]
+thread_local! {
+    static ON: std::cell::Cell<Option<Mutant>> = const { std::cell::Cell::new(None) };
+}
+
+/// Whether this bug is in the code at the moment, on this thread.
+#[cfg(feature = "sim")]
+pub fn on(mutant: Mutant) -> bool {
+    ON.get() == Some(mutant)
+}
+
+/// Whether this bug is in the code: never.
+#[cfg(not(feature = "sim"))]
+#[inline(always)]
+pub const fn on(_: Mutant) -> bool {
+    false
+}
+
+/// Puts a bug into the code, on this thread, or takes it out.
+#[cfg(feature = "sim")]
+pub fn set(mutant: Option<Mutant>) {
+    ON.set(mutant);
+}

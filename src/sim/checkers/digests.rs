@@ -1,0 +1,30 @@
+//! Replicas agree: at the same index, on sessions, time and skipped commands, and on the application's state.
+
+use std::collections::BTreeMap;
+
+use super::{Checker, Scene, Verdict};
+use crate::sim::event::Event;
+
+#[derive(Default)]
+pub struct Digests {
+    engine: BTreeMap<u64, u64>,
+    application: BTreeMap<u64, u64>,
+}
+
+impl Checker for Digests {
+    fn name(&self) -> &'static str {
+        "replicas agree"
+    }
+
+    fn see(&mut self, _: &Scene, event: &Event) -> Verdict {
+        let (digests, applied, digest, of) = match event {
+            Event::Digest { applied, digest } => (&mut self.engine, applied, digest, "engine"),
+            Event::ApplicationDigest { applied, digest } => (&mut self.application, applied, digest, "application"),
+            _ => return Ok(()),
+        };
+        if digests.entry(*applied).or_insert(*digest) != digest {
+            return Err(format!("through entry {applied}, its {of} has another state than others"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,25 @@
+//! Election safety (5.2): at most one leader is elected in a term.
+
+use std::collections::BTreeMap;
+
+use super::{Checker, Scene, Verdict};
+use crate::sim::event::Event;
+use crate::sim::network::MachineId;
+
+#[derive(Default)]
+pub struct Election(BTreeMap<u64, MachineId>);
+
+impl Checker for Election {
+    fn name(&self) -> &'static str {
+        "election safety"
+    }
+
+    fn see(&mut self, scene: &Scene, event: &Event) -> Verdict {
+        let Event::Leads { term } = event else { return Ok(()) };
+        let leader = *self.0.entry(*term).or_insert(scene.machine);
+        if leader != scene.machine {
+            return Err(format!("it leads in term {term}, and so did machine {leader}"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,69 @@
+//! Proposals and barriers are linearizable: every object behaves as if each call took effect at one moment between its
+//! beginning and its end.
+
+use std::collections::BTreeMap;
+
+use super::linearizable::{check, Call};
+use super::{Checker, Scene, Verdict};
+use crate::sim::clock::Time;
+use crate::sim::event::{Ended, Ending, Event};
+use crate::sim::objects::{kind, Action, Key, Operation};
+
+#[derive(Default)]
+pub struct Linearizability {
+    open: BTreeMap<u64, (Operation, Time)>,
+    histories: BTreeMap<Key, Vec<Call>>,
+    /// Histories that took too long to judge.
+    undecided: u64,
+}
+
+impl Checker for Linearizability {
+    fn name(&self) -> &'static str {
+        "linearizability"
+    }
+
+    fn see(&mut self, scene: &Scene, event: &Event) -> Verdict {
+        match event {
+            Event::Called { call, operation, .. } => {
+                self.open.insert(*call, (*operation, scene.now));
+            }
+            Event::CallEnded { call, how } => {
+                let Some((operation, called)) = self.open.remove(call) else { return Ok(()) };
+                let history = self.histories.entry(operation.key).or_default();
+                let action = operation.action;
+                match how {
+                    Ended::Answered { answer, .. } => {
+                        history.push(Call { called, ended: Some(scene.now), action, answer: Some(*answer) });
+                    }
+                    // What has no effect need not be explained.
+                    Ended::NotCommitted => {}
+                    _ if action == Action::Read => {}
+                    _ => history.push(Call { called, ended: None, action, answer: None }),
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, _: &Ending) -> Verdict {
+        for (operation, called) in self.open.values() {
+            if operation.action != Action::Read {
+                let call = Call { called: *called, ended: None, action: operation.action, answer: None };
+                self.histories.entry(operation.key).or_default().push(call);
+            }
+        }
+        for (key, history) in &mut self.histories {
+            match check(*key, history) {
+                Some(true) => {}
+                Some(false) => {
+                    history.sort_by_key(|call| call.called);
+                    let calls = history.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n    ");
+                    return Err(format!("the {:?} {key} behaves as no such object can:\n    {calls}", kind(*key)));
+                }
+                None => self.undecided += 1,
+            }
+        }
+        Ok(())
+    }
+}

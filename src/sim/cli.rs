@@ -1,0 +1,198 @@
+//! What `make sim` and `make sim-mutants` run.
+
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::clock::SECOND;
+use super::plan::{Plan, END};
+use super::shrink::shrink;
+use super::{run, Figures};
+use crate::mutants::{self, Mutant};
+
+/// Each mutant must be found within so many seeds.
+pub const SEEDS_PER_MUTANT: u64 = 200;
+
+/// How often a long run says that it goes on.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
+/// Lines of a transcript that are printed; the whole is in a file.
+const LINES_PRINTED: usize = 60;
+
+const USAGE: &str = "usage: sim seeds COUNT [FIRST] [SECONDS] | sim seed SEED | sim mutants [NAME]";
+
+/// Runs what the arguments ask for.
+pub fn main() -> ExitCode {
+    // A panic is an outcome here, and is told as one.
+    std::panic::set_hook(Box::new(|_| {}));
+    let arguments = std::env::args().skip(1).collect::<Vec<_>>();
+    let number = |at: usize| arguments.get(at).and_then(|text| text.parse::<u64>().ok());
+    match (arguments.first().map(String::as_str), number(1)) {
+        (Some("seeds"), Some(count)) => {
+            // New seeds each time, unless the first one is given.
+            let first = number(2).unwrap_or_else(|| getrandom::u64().unwrap_or(1) >> 16);
+            many(first, count, number(3).map_or(Duration::MAX, Duration::from_secs))
+        }
+        (Some("seed"), Some(seed)) => one(seed),
+        (Some("mutants"), _) => mutants(arguments.get(1).map(String::as_str)),
+        _ => {
+            eprintln!("{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn many(first: u64, count: u64, time: Duration) -> ExitCode {
+    println!("sim: seeds {first} to {}", first + count - 1);
+    let begin = Instant::now();
+    let (next, failed) = (AtomicU64::new(0), AtomicBool::new(false));
+    let total = Mutex::new((0, Figures::default()));
+    let failing = Mutex::new(None);
+    let last_told = Mutex::new(begin);
+    std::thread::scope(|scope| {
+        for _ in 0..threads() {
+            scope.spawn(|| loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= count || failed.load(Ordering::Relaxed) || begin.elapsed() > time {
+                    return;
+                }
+                let plan = Plan::new(first + number);
+                let outcome = run(&plan, false);
+                let mut total = total.lock();
+                total.0 += 1;
+                total.1.add(&outcome.figures);
+                if last_told.lock().elapsed() > TELL_EVERY {
+                    *last_told.lock() = Instant::now();
+                    println!("sim: {} seeds so far", total.0);
+                }
+                if outcome.violation.is_some() {
+                    failed.store(true, Ordering::Relaxed);
+                    failing.lock().get_or_insert(plan);
+                }
+            });
+        }
+    });
+    let (seeds, figures) = total.into_inner();
+    let took = begin.elapsed().as_secs_f64();
+    println!("sim: {seeds} seeds in {took:.1} s ({:.0} a minute), {figures}", seeds as f64 * 60.0 / took);
+    match failing.into_inner() {
+        None => ExitCode::SUCCESS,
+        Some(plan) => {
+            report(&plan);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn one(seed: u64) -> ExitCode {
+    let plan = Plan::new(seed);
+    let outcome = run(&plan, false);
+    println!("sim: seed {seed}, {}", outcome.figures);
+    match outcome.violation {
+        None => ExitCode::SUCCESS,
+        Some(_) => {
+            report(&plan);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Tells a failure: what to run again, and the shortest schedule of faults that leads to it.
+fn report(plan: &Plan) {
+    println!("\nFAILED: seed {}, commit {}; again with: make sim SEED={}", plan.seed, commit(), plan.seed);
+    let (shortest, outcome) = shrink(plan);
+    println!("{} nodes, {} clients each, {:?}", shortest.nodes, shortest.clients, shortest.tuning);
+    println!("faults ({} of {}):", shortest.faults.len(), plan.faults.len());
+    for fault in &shortest.faults {
+        println!("  {fault}");
+    }
+    let file = Path::new("target/sim").join(format!("seed-{}.txt", plan.seed));
+    let written =
+        std::fs::create_dir_all("target/sim").and_then(|()| std::fs::write(&file, outcome.transcript.join("\n")));
+    let skipped = outcome.transcript.len().saturating_sub(LINES_PRINTED);
+    match written {
+        Ok(()) => println!("transcript (the first {skipped} lines are in {} only):", file.display()),
+        Err(error) => println!("transcript (without its first {skipped} lines: {error}):"),
+    }
+    for line in &outcome.transcript[skipped..] {
+        println!("{line}");
+    }
+    if let Some(violation) = outcome.violation {
+        println!("\n{violation}");
+    }
+}
+
+fn commit() -> String {
+    let output = Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12"]).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    text.ok().filter(|text| !text.is_empty()).unwrap_or_else(|| "unknown".into())
+}
+
+/// Who finds this bug, and after how many seeds.
+pub fn hunt(mutant: Mutant, seeds: u64) -> Option<(u64, &'static str)> {
+    mutants::set(Some(mutant));
+    let found = (1..=seeds).find_map(|seed| {
+        let violation = run(&Plan::new(seed), false).violation?;
+        Some((seed, violation.checker))
+    });
+    mutants::set(None);
+    found
+}
+
+fn mutants(name: Option<&str>) -> ExitCode {
+    let all = Mutant::ALL.into_iter().filter(|mutant| name.is_none_or(|name| name == format!("{mutant:?}")));
+    let all = all.collect::<Vec<_>>();
+    let next = AtomicU64::new(0);
+    let results = Mutex::new(std::collections::BTreeMap::new());
+    std::thread::scope(|scope| {
+        for _ in 0..threads() {
+            scope.spawn(|| loop {
+                let number = next.fetch_add(1, Ordering::Relaxed) as usize;
+                let Some(mutant) = all.get(number) else { return };
+                let found = hunt(*mutant, SEEDS_PER_MUTANT);
+                results.lock().insert(number, found);
+            });
+        }
+    });
+    println!("| mutant | found by | after seeds |\n|---|---|---|");
+    let results = results.into_inner();
+    for (number, mutant) in all.iter().enumerate() {
+        match results.get(&number).copied().flatten() {
+            Some((seeds, checker)) => println!("| `{mutant:?}` | {checker} | {seeds} |"),
+            None => println!("| `{mutant:?}` | NOBODY | {SEEDS_PER_MUTANT} |"),
+        }
+    }
+    ExitCode::from(u8::from(results.values().any(Option::is_none)))
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+impl Figures {
+    fn add(&mut self, other: &Self) {
+        self.happenings += other.happenings;
+        self.calls += other.calls;
+        self.answered += other.answered;
+        self.applied += other.applied;
+        self.starts += other.starts;
+        self.leaders += other.leaders;
+        self.refused += other.refused;
+        self.worlds += 1;
+    }
+}
+
+impl std::fmt::Display for Figures {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { happenings, calls, answered, applied, starts, leaders, refused, worlds } = self;
+        let hours = (worlds * END) as f64 / SECOND as f64 / 3600.0;
+        write!(
+            f,
+            "{hours:.1} h of virtual time, {happenings} happenings, {calls} calls ({answered} answered), {applied} \
+             applied, {starts} starts, {leaders} leaders, {refused} connections refused"
+        )
+    }
+}

@@ -1,0 +1,99 @@
+//! What the checkers are told. They see the world from outside: what nodes wrote, applied and answered, never why.
+
+use raft::eraftpb::Entry;
+
+use super::clock::Time;
+use super::network::MachineId;
+use super::objects::{Answer, Operation};
+use crate::engine::{Applied, NodeId, Token};
+
+/// How a call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// A proposal was applied at this index, a barrier stood: with this answer.
+    Answered {
+        /// Of a proposal.
+        index: Option<u64>,
+        /// From this node's state machine.
+        answer: Answer,
+    },
+    /// Not committed, and never will be.
+    NotCommitted,
+    /// Applied, at or before this index; its answer is gone.
+    AppliedWithoutResult {
+        /// At or before.
+        index: u64,
+    },
+    /// It may or may not be applied, now or later.
+    Unknown,
+    /// Its process is gone, and with it whoever waited.
+    Lost,
+}
+
+/// Why a node stopped, or did not start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// A crash that the schedule asked for.
+    Crashed,
+    /// The application closed it.
+    Closed,
+    /// Its disk failed, as the schedule asked for.
+    DiskFailed,
+    /// It was started with a wrong list of members, as the schedule asked for.
+    WrongMembers,
+    /// Its disk was wiped, rolled back or copied, and it found that out.
+    FoundOut,
+    /// Nobody asked for it.
+    ByItself(String),
+}
+
+/// Something that happened on a machine.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A node starts with this log.
+    Started { log: &'a [Entry] },
+    /// It ends.
+    Stopped { why: &'a Stopped },
+    /// The engine appends entries to its log, in this term.
+    Appended { term: Option<u64>, entries: &'a [Entry] },
+    /// It believes that it leads in this term.
+    Leads { term: u64 },
+    /// The application applies an entry.
+    Applied { applied: &'a Applied },
+    /// The application's cursor is here.
+    Reached { through: u64 },
+    /// A client calls.
+    Called { call: Token, operation: Operation, deadline: Option<Time> },
+    /// Its call ends.
+    CallEnded { call: Token, how: Ended },
+    /// What the engine has made of the log through `applied`.
+    Digest { applied: u64, digest: u64 },
+    /// What the application has made of the log through `applied`.
+    ApplicationDigest { applied: u64, digest: u64 },
+    /// `commits()` was read: everything behind `after`, through `through`.
+    Commits { after: u64, through: u64, entries: &'a [Applied] },
+    /// How much the engine holds.
+    Held { sizes: &'a crate::engine::Sizes, open_calls: usize },
+    /// The process did not run, or its application did not, until now.
+    WasHeldUp,
+}
+
+/// How far a machine is when the world ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Who leads, as far as it knows.
+    pub leader: Option<NodeId>,
+    /// The engine's cursor.
+    pub engine: u64,
+    /// The application's cursor.
+    pub application: u64,
+}
+
+/// How things stand when the world ends.
+#[derive(Clone, Debug, Default)]
+pub struct Ending {
+    /// Machines that should have recovered, and where they stand, if they run.
+    pub healthy: Vec<(MachineId, Option<Standing>)>,
+    /// Enough of them are healthy for the cluster to go on.
+    pub recovers: bool,
+}

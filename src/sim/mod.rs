@@ -1,0 +1,80 @@
+//! A simulated world round the real engine: a whole cluster, its disks, network, clocks, applications and clients in one
+//! thread, where a seed decides everything.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `plan` | what a seed stands for: the cluster, its limits, the schedule of its faults |
+//! | `world` | virtual time, and what happens in it |
+//! | `machine` | a machine, the process on it, the application in that |
+//! | `round` | a node's round: the driver's steps, in the driver's order |
+//! | `lifecycle` | how processes begin, crash, stop and close |
+//! | `wiring`, `network` | dialling, the handshake's gate, connections that keep their order until they break |
+//! | `disk` | keeps what was synced |
+//! | `clock` | drifts and jumps |
+//! | `application`, `workload`, `objects` | the state machine, the clients, and what they do |
+//! | `inject` | the faults begin and end |
+//! | `event`, `checkers` | what the checkers are told, and the checkers: one file each |
+//! | `shrink` | fewer faults that fail as well |
+//! | `cli` | `make sim`, `make sim-mutants` |
+//!
+//! The engine, the formation, the gate, the node's record, what is gathered into one write, and what a log is after it are
+//! the same code as in the real world. The simulator keeps to the order of the driver's effects.
+
+// This world is a test: where it is wrong itself, it may panic.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod application;
+mod checkers;
+pub mod cli;
+mod clock;
+mod disk;
+mod event;
+mod inject;
+mod lifecycle;
+mod machine;
+mod network;
+mod objects;
+mod plan;
+mod round;
+mod shrink;
+#[cfg(test)]
+mod tests;
+mod trace;
+mod wiring;
+mod workload;
+mod world;
+
+use std::panic::{catch_unwind, AssertUnwindSafe};
+
+use self::checkers::Violation;
+use self::plan::Plan;
+use self::world::{Figures, World};
+
+/// What became of a run.
+#[derive(Debug)]
+struct Run {
+    /// What a checker objected to.
+    violation: Option<Violation>,
+    /// Two runs of one plan agree on it.
+    #[cfg_attr(not(test), expect(dead_code, reason = "only a test compares two runs"))]
+    trace: u64,
+    /// What happened, if it was to be recorded.
+    transcript: Vec<String>,
+    /// How much happened.
+    figures: Figures,
+}
+
+/// Lets a world run from its beginning to its end.
+fn run(plan: &Plan, record: bool) -> Run {
+    let mut world = World::new(plan, record);
+    let outcome = catch_unwind(AssertUnwindSafe(|| world.run()));
+    let violation = match outcome {
+        Ok(outcome) => outcome.err(),
+        Err(panic) => {
+            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+            let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+            Some(Violation { checker: "no panic", at: world.now, reason: text })
+        }
+    };
+    Run { violation, trace: world.trace.hash(), figures: world.figures, transcript: world.trace.into_lines() }
+}

@@ -1,0 +1,255 @@
+//! What one seed stands for: the cluster, its limits, its workload, and the schedule of its faults.
+//!
+//! Each seed draws only some kinds of faults, and of those many or few: a world in which everything goes wrong all the
+//! time never gets far enough for what is rare.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use super::clock::{Time, MS, SECOND};
+use crate::driver::Tuning;
+
+/// When the last fault has happened: everything that can run runs from then on.
+pub const HEALED: Time = 45 * SECOND;
+
+/// When the clients make their last calls.
+pub const QUIET: Time = 54 * SECOND;
+
+/// When the world ends.
+pub const END: Time = 60 * SECOND;
+
+/// Whom a fault hits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// This machine.
+    Machine(usize),
+    /// Whichever machine leads at that moment; this one, if none does.
+    LeaderOr(usize),
+}
+
+/// How a process ends without a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crash {
+    /// What it wrote is in the page cache.
+    Kill,
+    /// What was not synced may be lost.
+    PowerLoss,
+}
+
+/// A message that makes raft-rs panic, or believe what is not so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// Entries behind a gap.
+    Gap,
+    /// A heartbeat that presumes entries which the receiver has not.
+    LostLog,
+    /// Acknowledges entries which the leader has not.
+    UnknownEntries,
+    /// Rejects what was acknowledged.
+    StaleReject,
+    /// Proposes nothing at all.
+    EmptyProposal,
+    /// Forwards once more what was applied long ago.
+    OldCommand,
+}
+
+/// Something that goes wrong. Durations are virtual nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The process ends at its `after`-th effect or step from now on, and is started again when it has been `down`.
+    Crash { target: Target, kind: Crash, after: u32, down: Time },
+    /// The application closes its node, and starts it again.
+    Close { target: Target, drain: Time, down: Time },
+    /// The process is stopped (SIGSTOP).
+    Pause { target: Target, lasts: Time },
+    /// The application's loop is blocked; the node beside it is not.
+    BlockApplication { target: Target, lasts: Time },
+    /// Nothing passes between the machines of the mask and the others; only towards the others if `one_way`.
+    Partition { mask: u32, one_way: bool, lasts: Time },
+    /// Nothing passes from one machine to another, nor back if not `one_way`.
+    Cut { from: usize, to: usize, one_way: bool, lasts: Time },
+    /// Every packet between two machines takes longer by up to this.
+    SlowLink { one: usize, other: usize, delay: Time, lasts: Time },
+    /// So many of a thousand packets are lost on their way, everywhere.
+    Loss { per_mille: u32, lasts: Time },
+    /// All connections between two machines break; their last packets may be lost, or come once more on the next.
+    Break { one: usize, other: usize },
+    /// Fsyncs take so long.
+    SlowDisk { target: Target, fsync: Time, lasts: Time },
+    /// The next write to the disk fails; the machine is repaired and started again later.
+    FailDisk { target: Target, down: Time },
+    /// The machine sleeps: its boottime jumps ahead.
+    Sleep { target: Target, by: Time },
+    /// Somebody sets the wall clock.
+    SetWallClock { target: Target, by: i64 },
+    /// The disk is replaced by an empty one.
+    Wipe { target: Target, down: Time },
+    /// An earlier copy of the disk is put back.
+    RollBack { target: Target, copied: Time, down: Time },
+    /// An earlier copy of the disk runs as a second process of the same node.
+    Clone { target: Target, copied: Time, lasts: Time },
+    /// One member sends another a message that no honest peer sends.
+    Forge { from: usize, to: usize, lie: Lie },
+    /// The node is started again with a list of members that is not the others'.
+    WrongMembers { target: Target, fewer: bool, down: Time },
+}
+
+/// A fault and its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scheduled {
+    /// When it begins.
+    pub at: Time,
+    /// What.
+    pub fault: Fault,
+}
+
+impl std::fmt::Display for Scheduled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:>9.3} s  {:?}", self.at as f64 / SECOND as f64, self.fault)
+    }
+}
+
+/// Everything that a seed decides before the world begins.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The seed; the world draws everything else from it while it goes on.
+    pub seed: u64,
+    /// Machines, each with one node.
+    pub nodes: usize,
+    /// The nodes' settings.
+    pub tuning: Tuning,
+    /// Clients on each machine.
+    pub clients: usize,
+    /// A client's pause between two calls, on average.
+    pub think: Time,
+    /// Up to so many bytes are added to a command.
+    pub padding: usize,
+    /// What the application is handed at once, in bytes.
+    pub batch_bytes: usize,
+    /// A packet's way, at least and at most.
+    pub latency: (Time, Time),
+    /// An fsync, at least and at most.
+    pub fsync: (Time, Time),
+    /// The disks hold files, and the real log keeps them.
+    pub files: bool,
+    /// In order of their times.
+    pub faults: Vec<Scheduled>,
+}
+
+impl Plan {
+    /// What `seed` stands for.
+    pub fn new(seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let nodes = *pick(&mut rng, &[3, 3, 5, 5, 5, 4, 7]);
+        let tuning = tuning(&mut rng);
+        let latency_max = *pick(&mut rng, &[MS, 5 * MS, 20 * MS]);
+        let fsync_max = *pick(&mut rng, &[MS, 5 * MS, 30 * MS]);
+        Self {
+            seed,
+            nodes,
+            tuning,
+            clients: rng.usize(1..=3),
+            think: *pick(&mut rng, &[50 * MS, 150 * MS, 400 * MS]),
+            padding: *pick(&mut rng, &[0, 0, 100, 2000]),
+            batch_bytes: *pick(&mut rng, &[1, 500, 1 << 18]),
+            latency: (MS / 10, latency_max),
+            fsync: (MS / 10, fsync_max),
+            files: rng.u32(0..3) == 0,
+            faults: faults(&mut rng, nodes),
+        }
+    }
+}
+
+const LIES: [Lie; 6] =
+    [Lie::Gap, Lie::LostLog, Lie::UnknownEntries, Lie::StaleReject, Lie::EmptyProposal, Lie::OldCommand];
+
+fn pick<'a, T>(rng: &mut Rng, from: &'a [T]) -> &'a T {
+    &from[rng.usize(0..from.len())]
+}
+
+fn tuning(rng: &mut Rng) -> Tuning {
+    let heartbeat = rng.u64(40..120);
+    let max_message_bytes = *pick(rng, &[500, 4000, 1 << 20]);
+    Tuning {
+        election_timeout: Duration::from_millis(heartbeat * rng.u64(5..11)),
+        heartbeat_interval: Duration::from_millis(heartbeat),
+        max_entry_bytes: 1 << 16,
+        max_message_bytes,
+        max_inflight_messages: *pick(rng, &[2, 16, 256]),
+        max_uncommitted_bytes: *pick(rng, &[1 << 14, 1 << 26]).max(&max_message_bytes),
+        max_unapplied_bytes: *pick(rng, &[1, 2000, 1 << 20]),
+        entry_cache_bytes: *pick(rng, &[0, 1000, 1 << 20]),
+        insecure: false,
+    }
+}
+
+fn faults(rng: &mut Rng, nodes: usize) -> Vec<Scheduled> {
+    let kinds = (0..KINDS).filter(|_| rng.u32(0..3) == 0).collect::<Vec<_>>();
+    let mut faults = Vec::new();
+    if kinds.is_empty() {
+        return faults;
+    }
+    if rng.u32(0..8) == 0 {
+        return troubled_birth(rng, nodes);
+    }
+    let count = *pick(rng, &[3, 8, 15, 30, 60]);
+    // Some worlds are in trouble from their first moment on, and most are left alone until they are formed.
+    let begin = *pick(rng, &[0, SECOND, 3 * SECOND]);
+    for _ in 0..count {
+        let at = rng.u64(begin..HEALED - SECOND);
+        let kind = kinds[rng.usize(0..kinds.len())];
+        faults.push(Scheduled { at, fault: fault(rng, kind, nodes, at) });
+    }
+    faults.sort_by_key(|scheduled| scheduled.at);
+    faults
+}
+
+/// Disks are lost and connections cut while the cluster forms (rule M1).
+fn troubled_birth(rng: &mut Rng, nodes: usize) -> Vec<Scheduled> {
+    let mut faults = Vec::new();
+    for _ in 0..rng.usize(1..2 * nodes) {
+        let (from, lasts) = (rng.usize(0..nodes), rng.u64(0..8 * SECOND));
+        let to = (from + rng.usize(1..nodes)) % nodes;
+        let fault = Fault::Cut { from, to, one_way: rng.u32(0..3) == 0, lasts };
+        faults.push(Scheduled { at: rng.u64(0..SECOND), fault });
+    }
+    for _ in 0..rng.usize(1..4) {
+        let (at, kind) = (rng.u64(0..6 * SECOND), *pick(rng, &[0, 2, 11, 15, 15, 15]));
+        faults.push(Scheduled { at, fault: fault(rng, kind, nodes, at) });
+    }
+    faults.sort_by_key(|scheduled| scheduled.at);
+    faults
+}
+
+const KINDS: u32 = 19;
+
+fn fault(rng: &mut Rng, kind: u32, nodes: usize, at: Time) -> Fault {
+    let machine = rng.usize(0..nodes);
+    let other = (machine + rng.usize(1..nodes)) % nodes;
+    let target = if rng.bool() { Target::LeaderOr(machine) } else { Target::Machine(machine) };
+    let lasts = rng.u64(0..100).pow(2) * MS;
+    let down = rng.u64(1..70).pow(2) * MS;
+    match kind {
+        0 | 1 => Fault::Crash { target, kind: Crash::PowerLoss, after: rng.u32(0..60), down },
+        2 => Fault::Crash { target, kind: Crash::Kill, after: rng.u32(0..60), down },
+        3 => Fault::Close { target, drain: rng.u64(0..2) * rng.u64(0..SECOND), down },
+        4 => Fault::Pause { target, lasts },
+        5 => Fault::BlockApplication { target, lasts },
+        6 => Fault::Partition { mask: rng.u32(1..(1 << nodes) - 1), one_way: false, lasts },
+        7 => Fault::Partition { mask: rng.u32(1..(1 << nodes) - 1), one_way: true, lasts },
+        8 => Fault::Cut { from: machine, to: other, one_way: rng.bool(), lasts },
+        9 => Fault::SlowLink { one: machine, other, delay: rng.u64(1..1000) * MS, lasts },
+        10 => Fault::Loss { per_mille: *pick(rng, &[5, 50, 300]), lasts },
+        11 => Fault::Break { one: machine, other },
+        12 => Fault::SlowDisk { target, fsync: rng.u64(1..2000) * MS, lasts },
+        13 => Fault::FailDisk { target, down },
+        14 if rng.bool() => Fault::SetWallClock { target, by: rng.i64(-100..100) * SECOND as i64 },
+        14 => Fault::Sleep { target, by: rng.u64(1..20) * SECOND },
+        15 if rng.bool() => Fault::Wipe { target, down },
+        15 => Fault::WrongMembers { target, fewer: rng.bool(), down },
+        16 => Fault::RollBack { target, copied: rng.u64(0..=at), down },
+        17 => Fault::Forge { from: machine, to: other, lie: *pick(rng, &LIES) },
+        _ => Fault::Clone { target, copied: rng.u64(0..=at), lasts: lasts + SECOND },
+    }
+}

@@ -1,0 +1,280 @@
+//! The world: virtual time, and whatever happens in it, one thing after the other.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::rc::Rc;
+
+use fastrand::Rng;
+
+use super::checkers::{Checkers, Violation};
+use super::clock::{Clock, Time, MS, SECOND};
+use super::disk::Disk;
+use super::event::{Ending, Event, Standing, Stopped};
+use super::machine::{address, Machine};
+use super::network::{ConnectionId, MachineId, Place, Wires};
+use super::plan::{Fault, Plan, Target, END, HEALED};
+use super::trace::Trace;
+use super::workload::Workload;
+use crate::engine::command::Command;
+use crate::engine::NodeId;
+use crate::transport::Hello;
+
+/// Something that happens at its time.
+#[derive(Debug)]
+pub(super) enum Happening {
+    /// A process takes a round.
+    Round(MachineId),
+    /// A process begins.
+    Start(MachineId),
+    /// A batch is on the disk.
+    Written(Place),
+    /// An application takes a turn.
+    Turn(Place),
+    /// A client may call.
+    Client(usize),
+    /// An application reads `commits()`.
+    Read(Place),
+    /// A process dials a peer.
+    Dial(Place, NodeId),
+    /// The dialler's hello arrives at the machine that it dialled.
+    Greet(Place, MachineId, Rc<Hello>),
+    /// The acceptor's answer arrives at the dialler.
+    Welcome(ConnectionId),
+    /// A packet arrives: connection, and the end that sent it.
+    Deliver(ConnectionId, usize),
+    /// This end hears that the other one has closed.
+    Closed(ConnectionId, usize),
+    /// Nothing has been heard at this end of a connection for too long.
+    Silent(ConnectionId, usize),
+    /// A fault of the plan begins.
+    Fault(usize),
+    /// It ends.
+    FaultEnds(usize),
+    /// A disk is copied for a later fault.
+    Copy(usize),
+    /// Everything that can run runs from now on.
+    Heal,
+}
+
+struct Due {
+    at: Time,
+    order: u64,
+    what: Happening,
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.order) == (other.at, other.order)
+    }
+}
+
+impl Eq for Due {}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.order).cmp(&(other.at, other.order))
+    }
+}
+
+/// Figures about a run, to see that the world is not an idle one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Happenings.
+    pub happenings: u64,
+    /// Calls that clients made.
+    pub calls: u64,
+    /// Of which were answered.
+    pub answered: u64,
+    /// Entries applied, over all machines.
+    pub applied: u64,
+    /// Starts of a process.
+    pub starts: u64,
+    /// Leaders that were elected.
+    pub leaders: u64,
+    /// Connections that were refused.
+    pub refused: u64,
+    /// Worlds that these figures are of, once they are added up.
+    pub worlds: u64,
+}
+
+/// A cluster in its world.
+pub struct World {
+    pub(super) plan: Plan,
+    pub(super) now: Time,
+    /// What the world itself draws from.
+    pub(super) rng: Rng,
+    due: BinaryHeap<Reverse<Due>>,
+    order: u64,
+    pub(super) machines: Vec<Machine>,
+    pub(super) wires: Wires,
+    pub(super) workload: Workload,
+    pub(super) checkers: Checkers,
+    pub(super) trace: Trace,
+    pub(super) figures: Figures,
+    /// Some of the commands that were applied: origin, index, command.
+    pub(super) applied: VecDeque<(NodeId, u64, Command)>,
+    /// A node whose members were wiped before all had formed may wait for ever.
+    pub(super) may_never_form: bool,
+}
+
+impl World {
+    /// A world at its beginning.
+    pub fn new(plan: &Plan, record: bool) -> Self {
+        let mut rng = Rng::with_seed(plan.seed ^ 0x5eed_0000_0000_0001);
+        let mut world = Self {
+            plan: plan.clone(),
+            now: 0,
+            due: BinaryHeap::new(),
+            order: 0,
+            machines: Vec::new(),
+            wires: Wires::default(),
+            workload: Workload::new(plan, &mut rng),
+            checkers: Checkers::new(plan),
+            trace: Trace::new(record),
+            figures: Figures::default(),
+            applied: VecDeque::new(),
+            may_never_form: false,
+            rng,
+        };
+        for id in 0..plan.nodes {
+            let clock = Clock::new(&mut world.rng);
+            world.machines.push(Machine::new(id as NodeId + 1, clock, Disk::new(plan.files)));
+            let at = world.rng.u64(0..SECOND);
+            world.start_at(id, at);
+        }
+        world.begin_workload();
+        for (number, scheduled) in world.plan.faults.clone().into_iter().enumerate() {
+            world.happens(scheduled.at, Happening::Fault(number));
+            if let Fault::RollBack { copied, .. } | Fault::Clone { copied, .. } = scheduled.fault {
+                world.happens(copied, Happening::Copy(number));
+            }
+        }
+        world.happens(HEALED, Happening::Heal);
+        world
+    }
+
+    /// Lets everything happen until the end, or until a checker objects.
+    pub fn run(&mut self) -> Result<(), Violation> {
+        while let Some(Reverse(due)) = self.due.pop() {
+            if due.at > END {
+                break;
+            }
+            self.now = due.at;
+            self.figures.happenings += 1;
+            self.happen(due.what);
+            if let Some(violation) = self.checkers.violation() {
+                return Err(violation);
+            }
+        }
+        self.now = END;
+        let ending = self.ending();
+        self.checkers.end(END, &ending);
+        self.checkers.violation().map_or(Ok(()), Err)
+    }
+
+    fn happen(&mut self, what: Happening) {
+        match what {
+            Happening::Round(machine) => self.round(machine),
+            Happening::Start(machine) => self.start(machine),
+            Happening::Written(place) => self.written(place),
+            Happening::Turn(place) => self.take_turn(place),
+            Happening::Client(client) => self.client(client),
+            Happening::Read(place) => self.read_commits(place),
+            Happening::Dial(place, peer) => self.dial(place, peer),
+            Happening::Greet(from, to, hello) => self.greet(from, to, &hello),
+            Happening::Welcome(connection) => self.welcome(connection),
+            Happening::Deliver(connection, sender) => self.deliver(connection, sender),
+            Happening::Closed(connection, end) => self.close_end(connection, end),
+            Happening::Silent(connection, end) => self.silent(connection, end),
+            Happening::Fault(number) => self.begin_fault(number),
+            Happening::FaultEnds(number) => self.end_fault(number),
+            Happening::Copy(number) => self.copy_disk(number),
+            Happening::Heal => self.heal(),
+        }
+    }
+
+    /// Lets something happen at its time.
+    pub(super) fn happens(&mut self, at: Time, what: Happening) {
+        self.order += 1;
+        self.due.push(Reverse(Due { at: at.max(self.now), order: self.order, what }));
+    }
+
+    /// A process looks round at `at`, or earlier.
+    pub(super) fn wake(&mut self, machine: MachineId, at: Time) {
+        let at = at.max(self.machines[machine].paused_until).max(self.now);
+        if at < self.machines[machine].round_at {
+            self.machines[machine].round_at = at;
+            self.happens(at, Happening::Round(machine));
+        }
+    }
+
+    /// Something came in: a process looks round soon.
+    pub(super) fn wake_soon(&mut self, machine: MachineId) {
+        let soon = self.now + self.rng.u64(0..MS / 5);
+        self.wake(machine, soon);
+    }
+
+    /// A process begins at `at`.
+    pub(super) fn start_at(&mut self, machine: MachineId, at: Time) {
+        self.machines[machine].starts_at = Some(at);
+        self.happens(at, Happening::Start(machine));
+    }
+
+    /// Tells the checkers.
+    pub(super) fn tell(&mut self, machine: MachineId, event: &Event) {
+        self.checkers.see(self.now, machine, event);
+    }
+
+    /// The machine that a fault hits now.
+    pub(super) fn resolve(&self, target: Target) -> MachineId {
+        match target {
+            Target::Machine(machine) => machine,
+            Target::LeaderOr(machine) => {
+                let leads = |candidate: &MachineId| {
+                    let process = self.machines[*candidate].process.as_ref();
+                    process.is_some_and(|process| process.engine.leader().0 == Some(process.id))
+                };
+                (0..self.plan.nodes)
+                    .filter(leads)
+                    .max_by_key(|leader| {
+                        self.machines[*leader].process.as_ref().map_or(0, |process| process.engine.leader().1)
+                    })
+                    .unwrap_or(machine)
+            }
+        }
+    }
+
+    /// The list of members that all should be started with.
+    pub(super) fn members(&self) -> BTreeMap<NodeId, String> {
+        (0..self.plan.nodes).map(|machine| (machine as NodeId + 1, address(machine))).collect()
+    }
+
+    /// A process has ended: its calls are lost, its connections close.
+    pub(super) fn ended(&mut self, machine: MachineId, why: &Stopped) {
+        let node = self.machines[machine].node;
+        self.trace.note(self.now, &[1, machine as u64], || format!("node {node} on machine {machine} ended: {why:?}"));
+        self.tell(machine, &Event::Stopped { why });
+        self.lose_calls(machine);
+    }
+
+    fn ending(&self) -> Ending {
+        let healthy = (0..self.plan.nodes).filter(|machine| !self.machines[*machine].out);
+        let healthy = healthy.map(|machine| {
+            let process = self.machines[machine].process.as_ref();
+            let state = process.map(|process| {
+                let status = process.engine.status();
+                Standing { leader: status.leader, engine: status.applied, application: process.application.applied }
+            });
+            (machine, state)
+        });
+        let healthy = healthy.collect::<Vec<_>>();
+        let recovers = 2 * healthy.len() > self.plan.nodes && !self.may_never_form;
+        Ending { healthy, recovers }
+    }
+}
