@@ -78,6 +78,7 @@ fn settings() -> Settings {
         id: 1,
         boot: 1,
         nonce: 1,
+        seed: 1,
         voters: vec![1, 2, 3],
         election_ticks: 5,
         heartbeat_ticks: 1,
