@@ -182,8 +182,9 @@ pub struct FileDisk {
     power: Power,
 }
 
-/// Files of the log, small enough for several in one world.
-const FILE_BYTES: u64 = 128 << 10;
+/// Files of the log: as in the product, so that a world has one of each log. What a loss of power leaves while a log goes
+/// on to its next file is not simulated yet.
+const FILE_BYTES: u64 = 64 << 20;
 
 impl FileDisk {
     fn open(&mut self) -> Result<Opened, StorageError> {

@@ -274,6 +274,12 @@ impl World {
 
     /// A message in the name of `from`, as of the receiver's own term.
     fn forge(&mut self, from: MachineId, to: MachineId, lie: Lie) {
+        // Half of the lies are meant for a leader.
+        let to = match lie {
+            Lie::UnknownEntries | Lie::StaleReject | Lie::OldCommand => self.resolve(Target::LeaderOr(to)),
+            Lie::Gap | Lie::LostLog | Lie::EmptyProposal => to,
+        };
+        let from = if from == to { (from + 1) % self.plan.nodes } else { from };
         let sender = self.machines[from].node;
         if lie == Lie::OldCommand {
             return self.send_old_command(from, to);
