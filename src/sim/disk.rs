@@ -182,9 +182,8 @@ pub struct FileDisk {
     power: Power,
 }
 
-/// Files of the log: as in the product, so that a world has one of each log. What a loss of power leaves while a log goes
-/// on to its next file is not simulated yet.
-const FILE_BYTES: u64 = 64 << 20;
+/// Files of the log, small, so that a log goes on to its next one often.
+const FILE_BYTES: u64 = 128 << 10;
 
 impl FileDisk {
     fn open(&mut self) -> Result<Opened, StorageError> {

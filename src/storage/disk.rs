@@ -37,6 +37,7 @@
 //!    never empty, for it carries its sequence number.
 //! 10. A flipped bit in a file's header makes it allocate until the process aborts: headers are compared before the
 //!     engine sees the files (`disk/directory.rs`).
+//!     That of a newest file that a crash left without one is written anew in the older of two formats: both count.
 //! 11. When it opens a log it checks the end of each batch, but not the entries before it: a batch that power loss has
 //!     torn in its middle is found later, when it is read. It is looked for in the newest file (`disk/batches.rs`).
 
@@ -196,7 +197,8 @@ fn cut_torn_batches(log: &Path, listing: &Listing, files: &LogFiles) -> Result<(
     for queue in [Queue::Append, Queue::Rewrite] {
         let Some(&number) = listing.of(queue).last() else { continue };
         let path = log.join(directory::file_name(queue, number));
-        let torn = batches::first_torn(&path, directory::HEADER.len() as u64);
+        let Some(header) = directory::header_len(&directory::read_header(&path)?) else { continue };
+        let torn = batches::first_torn(&path, header as u64);
         if let Some(bytes) = torn.map_err(|error| StorageError::io(&path, "read", error))? {
             files.cut_before_opening(queue, number, bytes);
         }

@@ -100,14 +100,11 @@ impl Listing {
         let files = self.of(queue);
         for number in files {
             let path = log.join(file_name(queue, *number));
-            let mut header = Vec::with_capacity(HEADER.len());
-            File::open(&path)
-                .and_then(|file| file.take(HEADER.len() as u64).read_to_end(&mut header))
-                .map_err(|error| StorageError::io(&path, "read", error))?;
+            let header = read_header(&path)?;
             // A crash can leave a newest file that nothing was written to.
             let unused =
                 Some(number) == files.last() && (header.len() < HEADER.len() || header.iter().all(|byte| *byte == 0));
-            if header != HEADER && !unused {
+            if header_len(&header).is_none() && !unused {
                 return Err(StorageError::damaged(path, "its header is not what this log writes"));
             }
         }
@@ -122,8 +119,25 @@ thread_local! {
 }
 
 /// What each file of raft-engine's begins with: its magic, its version (2) and its alignment (0), both big-endian.
-pub(super) const HEADER: &[u8; 69] = b"RAFT-LOG-FILE-HEADER-9986AB3E47F320B394C8E84916EB0ED5\
+const HEADER: &[u8; 69] = b"RAFT-LOG-FILE-HEADER-9986AB3E47F320B394C8E84916EB0ED5\
     \0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\0";
+/// The same of version 1, which has no alignment. raft-engine writes it when it is opened on a newest file that a crash
+/// left without a header.
+const OLD_HEADER: &[u8; 61] = b"RAFT-LOG-FILE-HEADER-9986AB3E47F320B394C8E84916EB0ED5\0\0\0\0\0\0\0\x01";
+
+/// What a file begins with, as far as it goes.
+pub(super) fn read_header(path: &Path) -> Result<Vec<u8>, StorageError> {
+    let mut header = Vec::with_capacity(HEADER.len());
+    File::open(path)
+        .and_then(|file| file.take(HEADER.len() as u64).read_to_end(&mut header))
+        .map_err(|error| StorageError::io(path, "read", error))?;
+    Ok(header)
+}
+
+/// The length of a file's header, `None` if it is none that raft-engine writes.
+pub(super) fn header_len(begin: &[u8]) -> Option<usize> {
+    [&HEADER[..], &OLD_HEADER[..]].into_iter().find(|header| begin.starts_with(header)).map(<[u8]>::len)
+}
 
 /// Makes entries of a directory durable.
 pub(super) fn sync(dir: &Path) -> Result<(), StorageError> {

@@ -370,6 +370,35 @@ fn defect_11_a_batch_torn_in_its_middle_is_cut_off_if_nobody_was_told_of_it() {
     assert!(before.iter().all(|(path, bytes)| after.get(path) == Some(bytes)), "a refused log was changed");
 }
 
+/// The power failed between the creation of a file and its header.
+#[test]
+fn a_newest_file_without_its_header_is_used_and_found_again() {
+    for left in [&[][..], &[0; 200], b"RAFT-LOG"] {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut writer, reader, _) = opened(dir.path());
+        write_small(&mut writer, 1..6);
+        drop((writer, reader));
+        fs::write(dir.path().join("log").join(file_name(Queue::Append, 2)), left).unwrap();
+        for last in 6..10 {
+            let (mut writer, reader, found) = opened(dir.path());
+            assert_eq!(last_of(&found, 1), last - 1);
+            assert_eq!(reader.entries(1, 1, last, u64::MAX).unwrap().len() as u64, last - 1);
+            write_small(&mut writer, last..last + 1);
+            assert_eq!(newest(dir.path()), dir.path().join("log").join(file_name(Queue::Append, 2)));
+        }
+        // Its end is looked through as that of any other.
+        let (mut writer, _reader, _) = opened(dir.path());
+        assert_eq!(writer.maintain().unwrap(), None);
+        let begin = writer.store.files.written(Queue::Append, 2) as usize;
+        writer.write(batch([entries(1, 10..13, 1, 4000)])).unwrap();
+        let copy = crashed(dir.path());
+        let mut bytes = fs::read(newest(copy.path())).unwrap();
+        bytes[begin + 3000..begin + 7000].fill(0);
+        fs::write(newest(copy.path()), bytes).unwrap();
+        assert_eq!(last_of(&opened(copy.path()).2, 1), 9);
+    }
+}
+
 #[test]
 fn an_entry_that_cannot_be_read_is_named_with_its_file() {
     let dir = tempfile::tempdir().unwrap();
