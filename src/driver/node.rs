@@ -550,7 +550,7 @@ impl Node {
     fn press_for_formation(&mut self) {
         if self.reported.elapsed() > REPORT_EVERY {
             self.reported = Instant::now();
-            let peers = self.options.members.keys().copied().filter(|peer| *peer != self.id).collect::<Vec<_>>();
+            let peers = start::peers(&self.options.members, self.id).map(|(peer, _)| peer).collect::<Vec<_>>();
             for peer in peers {
                 self.tell_who_i_am(peer);
             }

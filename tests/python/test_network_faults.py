@@ -12,7 +12,7 @@ import shutil
 import socket
 import struct
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ import pytest_asyncio
 import aioraft
 from machines import Adder
 from processes import DEADLINE_S, Process, make_random, reserved_addresses, three_processes
+from waiting import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -31,16 +32,6 @@ HEADER = struct.Struct("<IBBQ")
 HELLO, REFUSE, HANDSHAKE_FORMAT = 1, 3, 1
 PER_ADDRESS_MAX = 64
 A_FEW_FILES = 10  # of the connections among the nodes, which come and go
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for something of which nobody tells."""
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            while not condition():
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        raise AssertionError(f"not within {DEADLINE_S:g} s: {what}") from None
 
 
 # Strangers

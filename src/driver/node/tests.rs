@@ -147,6 +147,17 @@ impl Rig {
         self.node.take_event(Event::Up { peer, hello, epoch: 1 });
     }
 
+    /// Node 2, which is connected, says that the cluster is formed.
+    async fn formed_of_three() -> Self {
+        let mut rig = Self::new(3);
+        rig.up(2, 20);
+        let identity = rig.node.members.borrow().record.identity;
+        let formed = rig.hello(2, 20, Stage::Formed([(1, identity), (2, 20), (3, 30)].into()));
+        rig.node.take_event(Event::Formation { from: 2, body: formed.formation.clone() });
+        rig.until("formed", |rig| rig.node.members.borrow().formation.is_formed()).await;
+        rig
+    }
+
     fn raft(&mut self, from: NodeId, messages: Vec<Message>) {
         self.node.take_event(Event::Raft { from, group: APPLICATION_GROUP, messages });
     }
@@ -276,12 +287,7 @@ fn before_the_cluster_is_formed_errors_name_who_is_missing_and_why() {
 #[test]
 fn without_a_leader_errors_name_who_cannot_be_reached_and_why() {
     run(async {
-        let mut rig = Rig::new(3);
-        rig.up(2, 20);
-        let identity = rig.node.members.borrow().record.identity;
-        let formed = rig.hello(2, 20, Stage::Formed([(1, identity), (2, 20), (3, 30)].into()));
-        rig.node.take_event(Event::Formation { from: 2, body: formed.formation.clone() });
-        rig.until("formed", |rig| rig.node.members.borrow().formation.is_formed()).await;
+        let mut rig = Rig::formed_of_three().await;
         rig.until("both were dialled", |rig| (2..=3).all(|peer| rig.node.network.trouble(peer).is_some())).await;
         rig.port.inbox.request(Request::ReadBarrier { token: 2, deadline_ns: Some(1) });
         let _ = rig.node.round().unwrap();
@@ -297,12 +303,7 @@ fn every_message_that_panics_raft_rs_is_dropped_and_both_sides_say_so() {
     let log = TestLog::default();
     let _guard = tracing::dispatcher::set_default(&log.dispatch());
     run(async {
-        let mut rig = Rig::new(3);
-        rig.up(2, 20);
-        let identity = rig.node.members.borrow().record.identity;
-        let formed = rig.hello(2, 20, Stage::Formed([(1, identity), (2, 20), (3, 30)].into()));
-        rig.node.take_event(Event::Formation { from: 2, body: formed.formation.clone() });
-        rig.until("formed", |rig| rig.node.members.borrow().formation.is_formed()).await;
+        let mut rig = Rig::formed_of_three().await;
         let term = 1 + rig.node.engine.status().term;
         let hostile = [
             Message { msg_type: 99, ..message(MessageType::MsgAppend, term) },
