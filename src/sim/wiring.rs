@@ -106,13 +106,7 @@ impl World {
             if !process.members.borrow().remembers(hello.from) {
                 return Judged::NotYet;
             }
-            let connection = world.wires.connect([from, place], [Rc::clone(hello), ours]);
-            let admitted = world.admit(process, connection, ACCEPTOR);
-            if admitted {
-                Judged::In(connection)
-            } else {
-                Judged::Refused
-            }
+            Judged::In(world.wires.connect([from, place], [Rc::clone(hello), ours]))
         });
         let way = self.way(to, from.machine);
         match connected {
@@ -125,7 +119,6 @@ impl World {
                     connection.streams[ACCEPTOR].last_arrival = self.now + way;
                 }
                 self.happens(self.now + way, Happening::Welcome(connection));
-                self.wake_soon(to);
             }
             Some(Judged::Refused) | None => self.redial(from, peer, way),
         }
@@ -157,24 +150,52 @@ impl World {
             };
             let judged = judged.and_then(|()| process.gate.admit(theirs).map_err(|it| it.reason));
             match judged {
-                Ok(()) if !process.members.borrow().remembers(peer) => {
-                    world.happens(world.now + MS, Happening::Welcome(id));
-                    true
-                }
-                Ok(()) => world.admit(process, id, DIALLER),
+                Ok(()) if !process.members.borrow().remembers(peer) => Judged::NotYet,
+                Ok(()) if world.admit(process, id, DIALLER) => Judged::In(id),
+                Ok(()) => Judged::Refused,
                 Err(reason) => {
                     world.refused(process.id, peer, &reason);
-                    false
+                    Judged::Refused
                 }
             }
         });
         match admitted {
-            Some(true) => self.wake_soon(dialler.machine),
-            Some(false) => {
+            Some(Judged::In(_)) => {
+                let at = self.now + self.way(dialler.machine, ends[ACCEPTOR].machine);
+                if let Some(connection) = self.wires.connections.get_mut(&id) {
+                    connection.streams[DIALLER].last_arrival = at;
+                }
+                self.happens(at, Happening::Confirm(id));
+                self.wake_soon(dialler.machine);
+            }
+            Some(Judged::NotYet) => {
+                self.happens(self.now + MS, Happening::Welcome(id));
+                self.wake_soon(dialler.machine);
+            }
+            Some(Judged::Refused) => {
                 self.hang_up(id, DIALLER);
                 self.redial(dialler, peer, MS);
             }
             None => self.hang_up(id, DIALLER),
+        }
+    }
+
+    /// The dialler has said yes as well: only now does the acceptor speak, and listen.
+    pub(super) fn confirm(&mut self, id: ConnectionId) {
+        let Some(connection) = self.wires.connections.get(&id) else { return };
+        let (ends, hello) = (connection.ends, Rc::clone(&connection.hellos[DIALLER]));
+        let acceptor = ends[ACCEPTOR];
+        let paused_until = self.machines[acceptor.machine].paused_until;
+        if paused_until > self.now {
+            return self.happens(paused_until, Happening::Confirm(id));
+        }
+        let is_lost = self.wires.is_blocked(ends[DIALLER].machine, acceptor.machine) || !connection.open[DIALLER];
+        let admitted = self.with(acceptor, |world, process| {
+            !is_lost && process.gate.admit(&hello).is_ok() && world.admit(process, id, ACCEPTOR)
+        });
+        match admitted {
+            Some(true) => self.wake_soon(acceptor.machine),
+            Some(false) | None => self.hang_up(id, ACCEPTOR),
         }
     }
 

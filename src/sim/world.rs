@@ -40,6 +40,8 @@ pub(super) enum Happening {
     Greet(Place, MachineId, Rc<Hello>),
     /// The acceptor's answer arrives at the dialler.
     Welcome(ConnectionId),
+    /// The dialler's answer to that arrives.
+    Confirm(ConnectionId),
     /// A packet arrives: connection, and the end that sent it.
     Deliver(ConnectionId, usize),
     /// This end hears that the other one has closed.
@@ -189,6 +191,7 @@ impl World {
             Happening::Dial(place, peer) => self.dial(place, peer),
             Happening::Greet(from, to, hello) => self.greet(from, to, &hello),
             Happening::Welcome(connection) => self.welcome(connection),
+            Happening::Confirm(connection) => self.confirm(connection),
             Happening::Deliver(connection, sender) => self.deliver(connection, sender),
             Happening::Closed(connection, end) => self.close_end(connection, end),
             Happening::Silent(connection, end) => self.silent(connection, end),
