@@ -159,6 +159,7 @@ impl Drain<'_> {
                         self.core.futures.resolve(py, future.bind(py), address.to_string());
                     }
                 }
+                Completion::Restore { .. } | Completion::Snapshot { .. } => {}
                 Completion::Stopped { fatal } => self.core.stopped_by(py, fatal),
             }
         }

@@ -168,6 +168,7 @@ impl Echo {
                     let result = self.range(after, max_bytes);
                     self.out.push(Completion::Range { token, result });
                 }
+                Request::Snapshot { .. } => {}
                 #[cfg(test)]
                 Request::Unguarded(_) => {}
                 Request::Close { drain } => {

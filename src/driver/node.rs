@@ -515,6 +515,7 @@ impl Node {
                     let result = self.engine.read_applied(after, max_bytes)?;
                     self.completions.push(Completion::Range { token, result });
                 }
+                Request::Snapshot { .. } => {}
                 Request::Close { drain } => {
                     let until = Instant::now() + drain;
                     self.closing = Some(self.closing.map_or(until, |earlier| earlier.min(until)));

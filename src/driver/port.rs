@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use crate::engine::command::Command;
 use crate::engine::NodeId;
 pub use crate::engine::{Applied, Failure, Leadership, Token};
+use crate::storage::snapshot::SnapshotFile;
 
 /// A command on its way into the log.
 #[derive(Debug)]
@@ -46,6 +47,13 @@ pub enum Request {
         after: u64,
         /// Stop behind the entry that reaches this many bytes.
         max_bytes: u64,
+    },
+    /// Take a snapshot now, or join one that is being taken ([`Completion::Snapshot`]).
+    Snapshot {
+        /// Who waits.
+        token: Token,
+        /// When it gives up, in nanoseconds of [`now_ns`]; `None` waits for ever.
+        deadline_ns: Option<u64>,
     },
     /// Stop. Calls in flight get `drain` to end, then fail; [`Completion::Stopped`] is the last completion.
     Close {
@@ -112,6 +120,19 @@ pub enum Completion {
         /// The commands, in log order, and the index through which they are complete;
         /// or the first index that can still be read, if `after` lies before it.
         result: Result<(Vec<Applied>, u64), u64>,
+    },
+    /// Replace the application's state by this snapshot, then set its cursor to the snapshot's index. What `Apply` handed
+    /// over before it is applied before it.
+    Restore {
+        /// The snapshot.
+        file: Arc<dyn SnapshotFile>,
+    },
+    /// The answer to [`Request::Snapshot`]: the snapshot of `index` is durable, and the log is compacted behind it.
+    Snapshot {
+        /// Whose call.
+        token: Token,
+        /// The index.
+        index: u64,
     },
     /// The newest known leader, and whether this node leads and has applied all that was committed before.
     Leadership(Leadership),

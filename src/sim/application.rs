@@ -78,6 +78,8 @@ impl World {
             }
             Completion::Range { .. }
             | Completion::Listening { .. }
+            | Completion::Restore { .. }
+            | Completion::Snapshot { .. }
             | Completion::Leadership(_)
             | Completion::Stopped { .. } => {}
         }

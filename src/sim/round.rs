@@ -315,6 +315,7 @@ fn take_inbox(process: &mut Process, now: Time) -> Result<(), Halt> {
                 let result = process.engine.read_applied(after, max_bytes)?;
                 process.completions.push(Completion::Range { token, result });
             }
+            Request::Snapshot { .. } => {}
             Request::Close { drain } => {
                 let until = now + drain.min(Duration::from_secs(100)).as_nanos() as Time;
                 process.closing = Some(process.closing.map_or(until, |earlier| earlier.min(until)));

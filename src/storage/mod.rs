@@ -13,6 +13,7 @@ use crate::engine::GroupId;
 
 pub mod disk;
 pub mod memory;
+pub mod snapshot;
 
 mod error;
 mod state;
