@@ -67,6 +67,10 @@ pub enum Mutant {
     AdmitStaleReject,
     /// A peer's own proposals reach raft-rs.
     AdmitProposals,
+    /// A snapshot is restored without the session table in it.
+    SnapshotWithoutSessions,
+    /// A snapshot holds the sessions as of when it is taken, not as of its index (rule C2).
+    SessionsLaterThanCapture,
 }
 
 #[cfg(feature = "sim")]

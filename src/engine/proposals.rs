@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use super::applier::Origin;
 use super::command::{Command, Header};
-use super::session::WINDOW;
+use super::session::{Sessions, WINDOW};
 use super::{Failure, NodeId, Token};
 use crate::mutants::{self, Mutant};
 
@@ -280,6 +280,21 @@ impl Proposals {
         let pending = self.take(header.number)?;
         self.raise_floor();
         Some((pending.token, pending.deadline_ns))
+    }
+
+    /// A snapshot was installed: what it contains is applied, and has no result here (rule S5).
+    pub fn installed(&mut self, sessions: &Sessions, index: u64, failed: &mut impl FnMut(Token, Failure)) {
+        if sessions.start_of(self.own.id) != Some((self.own.boot, self.own.nonce)) {
+            return;
+        }
+        for number in self.floor..self.floor + self.window.len() as u64 {
+            if sessions.has_applied(self.own.id, number) {
+                if let Some(pending) = self.take(number) {
+                    failed(pending.token, Failure::AppliedWithoutResult { index });
+                }
+            }
+        }
+        self.raise_floor();
     }
 
     fn take(&mut self, number: u64) -> Option<Pending> {
