@@ -33,6 +33,9 @@ impl World {
                 return;
             }
             for _ in 0..TURN {
+                if process.application.is_poisoned {
+                    break;
+                }
                 let Some(completion) = process.application.completions.pop_front() else { break };
                 world.take_completion(place.machine, process, completion);
             }
@@ -42,12 +45,16 @@ impl World {
                 world.happens(at, Happening::Turn(place));
             }
         });
+        self.stop_poisoned(place.machine);
         self.wake_soon(place.machine);
     }
 
     /// The application takes everything that its node has told it, at the node's end.
     pub(super) fn drain(&mut self, machine: MachineId, process: &mut Process) {
         while let Some(completion) = process.application.completions.pop_front() {
+            if process.application.is_poisoned {
+                break;
+            }
             self.take_completion(machine, process, completion);
         }
     }
@@ -55,8 +62,13 @@ impl World {
     fn take_completion(&mut self, machine: MachineId, process: &mut Process, completion: Completion) {
         match completion {
             Completion::Apply { entries, through, bytes } => {
-                for applied in &entries {
+                let taken = self.apply_to_guest(machine, &entries);
+                for applied in &entries[..taken] {
                     self.apply(machine, process, applied);
+                }
+                if taken < entries.len() {
+                    process.application.is_poisoned = true;
+                    return;
                 }
                 process.application.unapplied_bytes -= bytes;
                 process.application.applied = through;

@@ -184,7 +184,7 @@ impl World {
         }
     }
 
-    fn kill(&mut self, machine: MachineId, down: u64) {
+    pub(super) fn kill(&mut self, machine: MachineId, down: u64) {
         if let Some(mut process) = self.machines[machine].process.take() {
             process.down = down;
             self.crash(machine, process, Crash::Kill);

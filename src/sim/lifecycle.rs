@@ -43,6 +43,9 @@ impl World {
                 let at = self.now + self.rng.u64(0..SECOND);
                 self.happens(at, Happening::Read(place));
                 self.machines[machine].process = Some(process);
+                if let Some(guest) = &mut self.guest {
+                    guest.start(machine);
+                }
                 self.wake(machine, self.now);
             }
             Err(_) if is_wrong => {
@@ -217,10 +220,10 @@ impl World {
             // A log that cannot be written at the very end is found out at the next start.
             let _ = process.persister.writer.write(rest.batch);
         }
-        let down = process.down;
+        let (down, is_poisoned) = (process.down, process.application.is_poisoned);
         self.drop_connections(&process, false);
         drop(process);
-        self.ended(machine, &Stopped::Closed);
+        self.ended(machine, if is_poisoned { &Stopped::Crashed } else { &Stopped::Closed });
         self.start_again(machine, down);
     }
 

@@ -96,6 +96,8 @@ pub struct Application {
     pub applied: u64,
     /// Bytes of completions not yet applied.
     pub unapplied_bytes: usize,
+    /// A guest's state machine refused an entry: the node stops, and nothing more is applied.
+    pub is_poisoned: bool,
     /// Barriers that wait for the cursor.
     pub barriers: Vec<(u64, u64)>,
     /// `commits()` is being read.
@@ -113,6 +115,7 @@ impl Default for Application {
             digest: 0,
             applied: BOOTSTRAP.0,
             unapplied_bytes: 0,
+            is_poisoned: false,
             barriers: Vec::new(),
             reads: false,
             read_through: BOOTSTRAP.0,

@@ -116,6 +116,9 @@ impl Objects {
     }
 }
 
+/// Bytes of a command without its padding.
+pub const LEN: usize = 40;
+
 /// A command as it stands in the log: the call that it came from, the operation, and padding.
 pub fn encode(call: u64, operation: Operation, padding: usize) -> Vec<u8> {
     let (kind, first, second) = match operation.action {
@@ -126,11 +129,11 @@ pub fn encode(call: u64, operation: Operation, padding: usize) -> Vec<u8> {
         Action::Pop => (4, 0, 0),
         Action::Read => (5, 0, 0),
     };
-    let mut bytes = Vec::with_capacity(40 + padding);
+    let mut bytes = Vec::with_capacity(LEN + padding);
     for word in [call, operation.key, kind, first, second] {
         bytes.extend_from_slice(&u64::to_le_bytes(word));
     }
-    bytes.resize(40 + padding, 0);
+    bytes.resize(LEN + padding, 0);
     bytes
 }
 

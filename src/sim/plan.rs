@@ -8,6 +8,7 @@ use std::time::Duration;
 use fastrand::Rng;
 
 use super::clock::{Time, MS, SECOND};
+use super::objects;
 use crate::driver::Tuning;
 
 /// When the last fault has happened: everything that can run runs from then on.
@@ -18,6 +19,9 @@ pub const QUIET: Time = 54 * SECOND;
 
 /// When the world ends.
 pub const END: Time = 60 * SECOND;
+
+/// Bytes of a guest's command, at most: as `Config.max_entry_bytes` is by default.
+pub const GUEST_BYTES_MAX: usize = 1 << 20;
 
 /// Whom a fault hits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,9 +143,29 @@ pub struct Plan {
 
 impl Plan {
     /// What `seed` stands for.
+    #[cfg(any(test, feature = "mutants"))]
     pub fn new(seed: u64) -> Self {
+        Self::of(seed, None)
+    }
+
+    /// The same for a guest: with as many nodes as it wants, in memory, and with what happens to an application only.
+    /// Disks that are lost and peers that lie are the engine's affair.
+    pub fn for_guest(seed: u64, nodes: usize) -> Self {
+        let mut plan = Self::of(seed, Some(nodes));
+        (plan.files, plan.padding) = (false, 0);
+        plan.tuning.max_entry_bytes = (GUEST_BYTES_MAX + objects::LEN) as u64;
+        plan.faults.retain(|scheduled| match scheduled.fault {
+            Fault::Wipe { .. } | Fault::RollBack { .. } | Fault::Clone { .. } => false,
+            Fault::Forge { .. } | Fault::WrongMembers { .. } => false,
+            _ => true,
+        });
+        plan
+    }
+
+    fn of(seed: u64, nodes: Option<usize>) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let nodes = *pick(&mut rng, &[3, 3, 5, 5, 5, 4, 7]);
+        let drawn = *pick(&mut rng, &[3, 3, 5, 5, 5, 4, 7]);
+        let nodes = nodes.unwrap_or(drawn);
         let tuning = tuning(&mut rng);
         let latency_max = *pick(&mut rng, &[MS, 5 * MS, 20 * MS]);
         let fsync_max = *pick(&mut rng, &[MS, 5 * MS, 30 * MS]);

@@ -10,6 +10,7 @@ use super::checkers::{Checkers, Violation};
 use super::clock::{Clock, Time, MS, SECOND};
 use super::disk::Disk;
 use super::event::{Ending, Event, Standing, Stopped};
+use super::guest::Guest;
 use super::machine::{address, Machine};
 use super::network::{ConnectionId, MachineId, Place, Wires};
 use super::plan::{Fault, Plan, Target, END, HEALED};
@@ -116,6 +117,8 @@ pub struct World {
     pub(super) machines: Vec<Machine>,
     pub(super) wires: Wires,
     pub(super) workload: Workload,
+    /// Whoever else applies what the applications apply.
+    pub(super) guest: Option<Box<dyn Guest>>,
     pub(super) checkers: Checkers,
     pub(super) trace: Trace,
     pub(super) figures: Figures,
@@ -137,6 +140,7 @@ impl World {
             machines: Vec::new(),
             wires: Wires::default(),
             workload: Workload::new(plan, &mut rng),
+            guest: None,
             checkers: Checkers::new(plan),
             trace: Trace::new(record),
             figures: Figures::default(),
@@ -161,7 +165,7 @@ impl World {
         world
     }
 
-    /// Lets everything happen until the end, or until a checker objects.
+    /// Lets everything happen until the end, or until a checker objects, or the guest wants no more.
     pub fn run(&mut self) -> Result<(), Violation> {
         while let Some(Reverse(due)) = self.due.pop() {
             if due.at > END {
@@ -172,6 +176,9 @@ impl World {
             self.happen(due.what);
             if let Some(violation) = self.checkers.violation() {
                 return Err(violation);
+            }
+            if self.guest.as_mut().is_some_and(|guest| !guest.goes_on()) {
+                return Ok(());
             }
         }
         self.now = END;

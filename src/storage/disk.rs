@@ -46,7 +46,7 @@ mod directory;
 mod files;
 mod guard;
 mod marks;
-#[cfg(feature = "sim")]
+#[cfg(feature = "mutants")]
 pub(crate) mod power;
 mod purge;
 mod reader;
@@ -132,7 +132,7 @@ pub fn open(dir: &Path) -> Result<Opened, StorageError> {
 
 /// Opens a log of which the simulated world decides what a loss of power leaves: the guard is written whenever
 /// [`LogWriter::maintain`](super::LogWriter::maintain) is called, so that nothing depends on the real world's clock.
-#[cfg(feature = "sim")]
+#[cfg(feature = "mutants")]
 pub(crate) fn open_simulated(dir: &Path, file_bytes: u64) -> Result<(Opened, power::Power), StorageError> {
     let options = Options { file_bytes, guard_period: Duration::ZERO, guard_cost_max: 0, ..Options::default() };
     let (writer, reader, found) = open_with(dir, options)?;
