@@ -101,6 +101,7 @@ impl World {
             completions: Vec::new(),
             stages: BTreeMap::new(),
             recorded: self.now,
+            reported: self.now,
             told_durable: 0,
             next_tick: self.now + self.plan.tuning.tick().as_nanos() as Time,
             closing: None,

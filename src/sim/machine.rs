@@ -155,6 +155,8 @@ pub struct Process {
     pub stages: BTreeMap<u64, Stage>,
     /// When the node record was written last.
     pub recorded: Time,
+    /// When it last told the others that it is not formed.
+    pub reported: Time,
     /// What the others were told of this node's disk.
     pub told_durable: u64,
     /// When it ticks next.

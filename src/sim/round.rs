@@ -19,6 +19,9 @@ use crate::engine::{Effect, Fault, NodeId, Reader, Rejection};
 /// The node record is written so often if it has changed (`driver::node`).
 const RECORD_EVERY: Time = 10 * SECOND;
 
+/// A node that is not formed tells the others so often how far it is (`driver::node`).
+const REPORT_EVERY: Time = SECOND;
+
 /// A digest is taken in every so many rounds.
 const ROUNDS_PER_DIGEST: u64 = 16;
 
@@ -147,16 +150,24 @@ impl World {
                     process.engine.handle_route(peer);
                     meet(process, peer, &hello.formation);
                     // The handshake may have told of an earlier stage.
-                    let report = process.members.borrow().formation.report().encode();
-                    put(process, peer, Packet::Formation(report));
-                    put(process, peer, Packet::Durable(process.told_durable));
+                    tell_who_i_am(process, peer);
                 }
-                Occurred::Rerouted(peer) => process.engine.handle_route(peer),
+                Occurred::Rerouted(peer) => {
+                    process.engine.handle_route(peer);
+                    tell_who_i_am(process, peer);
+                }
                 Occurred::Down(peer) => {
                     process.engine.handle_route_lost(peer);
                     process.members.borrow_mut().formation.forget(peer);
                 }
-                Occurred::Arrived(from, Packet::Formation(report)) => meet(process, from, &report),
+                Occurred::Arrived(from, Packet::Formation(report)) => {
+                    meet(process, from, &report);
+                    // It asks, as long as it is not formed itself.
+                    let is_formed = Report::decode(&report).is_some_and(|it| matches!(it.stage, Stage::Formed(_)));
+                    if formed && !is_formed {
+                        tell_who_i_am(process, from);
+                    }
+                }
                 // An unformed node neither votes nor acknowledges (rule M1).
                 Occurred::Arrived(from, Packet::Raft(message)) if formed => {
                     let spoken = Spoken::of(&message);
@@ -185,6 +196,12 @@ impl World {
         process.next_tick = (process.next_tick + tick).max(self.now);
         if process.members.borrow().formation.is_formed() {
             process.engine.handle_tick();
+        } else if self.now > process.reported + REPORT_EVERY {
+            process.reported = self.now;
+            let peers = process.peers.keys().copied().collect::<Vec<_>>();
+            for peer in peers {
+                tell_who_i_am(process, peer);
+            }
         }
         true
     }
@@ -365,6 +382,13 @@ fn put(process: &mut Process, to: NodeId, packet: Packet) -> bool {
         process.outbox.push((to, packet));
     }
     routed
+}
+
+/// Says what a peer may have missed: how far this node is, and what its disk holds.
+fn tell_who_i_am(process: &mut Process, peer: NodeId) {
+    let report = process.members.borrow().formation.report().encode();
+    put(process, peer, Packet::Formation(report));
+    put(process, peer, Packet::Durable(process.told_durable));
 }
 
 fn meet(process: &mut Process, peer: NodeId, report: &[u8]) {
