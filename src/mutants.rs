@@ -67,6 +67,8 @@ pub enum Mutant {
     AdmitStaleReject,
     /// A peer's own proposals reach raft-rs.
     AdmitProposals,
+    /// A node campaigns while it installs a snapshot.
+    CampaignDuringInstall,
     /// A snapshot is restored without the session table in it.
     SnapshotWithoutSessions,
     /// A snapshot holds the sessions as of when it is taken, not as of its index (rule C2).

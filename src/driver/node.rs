@@ -19,10 +19,11 @@ use super::identity::NodeRecord;
 use super::options::Options;
 use super::persister::{End, Persister, Task};
 use super::port::{Completion, Fatal, InboxBatch, PeerStatus, Port, Proposal, Request, Status};
-use super::start::{self, StartError, Started};
+use super::start::{self, Resumed, StartError, Started};
 use super::witness::Spoken;
 use crate::engine::formation::{Report, Stage};
-use crate::engine::{Effect, Engine, Fault, NodeId, Now, Reader, Refused, Rejection, APPLICATION_GROUP};
+use crate::engine::{Effect, Engine, Fault, HandOut, NodeId, Now, Reader, Refused, Rejection, APPLICATION_GROUP};
+use crate::storage::snapshot::SnapshotStore;
 use crate::storage::{Figures, StorageError};
 use crate::transport::{self, Event, Events, Network, Quiet};
 
@@ -74,6 +75,8 @@ struct Node {
     options: Options,
     engine: Engine,
     persister: Persister,
+    /// Files beside the log.
+    snapshots: Arc<dyn SnapshotStore>,
     network: Network,
     events: Events,
     /// Faults put in on purpose, by tests.
@@ -105,7 +108,7 @@ struct Node {
 
 impl Node {
     fn new(options: Options, started: Started, port: Port, wake: Arc<Notify>) -> Result<Self, StartError> {
-        let Started { engine, writer, members, listener } = started;
+        let Started { resumed: Resumed { engine, writer, snapshots, members }, listener } = started;
         let name = format!("aioraft-log-{}", options.id);
         let cannot = |source| StartError::Listen { address: "the node's address".into(), source };
         let persister = Persister::start(writer, wake.clone(), name, options.dispatch.clone()).map_err(cannot)?;
@@ -127,6 +130,7 @@ impl Node {
             id: options.id,
             engine,
             persister,
+            snapshots,
             network,
             events,
             arrivals: options.faults.clone().map(|faults| Arrivals::new(faults, options.id)),
@@ -243,6 +247,10 @@ impl Node {
         if let Some(failure) = answer.failure {
             return Err(failure.into());
         }
+        if let Some(name) = answer.snapshot {
+            self.engine.handle_recorded(name);
+            self.remove_snapshots();
+        }
         if let Some(number) = answer.ready {
             self.engine.handle_persisted(number);
             self.watch_disk(self.figures.last_fsync, "took");
@@ -256,6 +264,16 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    /// Files that nobody needs go. It is the disk's affair how long that takes, and no reason to wait or to stop.
+    fn remove_snapshots(&self) {
+        let (store, in_use, node) = (self.snapshots.clone(), self.engine.snapshots_in_use(), self.id);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = store.retain(&in_use) {
+                tracing::warn!(node, "a snapshot that is not needed any more stays on the disk: {error}");
+            }
+        });
     }
 
     /// An fsync that takes a good part of an election timeout is how clusters lose their leader (rule P4). A disk that
@@ -515,7 +533,9 @@ impl Node {
                     let result = self.engine.read_applied(after, max_bytes)?;
                     self.completions.push(Completion::Range { token, result });
                 }
-                Request::Snapshot { .. } => {}
+                Request::Snapshot { token, deadline_ns } => {
+                    self.engine.handle_snapshot_call(token, deadline_ns.unwrap_or(u64::MAX));
+                }
                 Request::Close { drain } => {
                     let until = Instant::now() + drain;
                     self.closing = Some(self.closing.map_or(until, |earlier| earlier.min(until)));
@@ -608,6 +628,8 @@ impl Node {
                 }
             }
             Effect::Persist(persist) => self.tasks.push(Task::Ready(persist)),
+            Effect::SendSnapshot { message, .. } => self.engine.handle_snapshot_sent(message.to, false),
+            Effect::Snapshot { token, index } => self.completions.push(Completion::Snapshot { token, index }),
             Effect::Forward { to, command } => {
                 if !self.network.send_propose(to, APPLICATION_GROUP, &command) {
                     let header = command.header();
@@ -647,10 +669,19 @@ impl Node {
                 self.more = true;
                 break;
             }
-            let Some(batch) = self.engine.hand_out(APPLY_BYTES)? else { break };
-            unapplied += batch.bytes;
-            let (entries, through, bytes) = (batch.entries, batch.through, batch.bytes);
-            self.completions.push(Completion::Apply { entries, through, bytes });
+            match self.engine.hand_out(APPLY_BYTES)? {
+                None => break,
+                Some(HandOut::Apply(batch)) => {
+                    unapplied += batch.bytes;
+                    let (entries, through, bytes) = (batch.entries, batch.through, batch.bytes);
+                    self.completions.push(Completion::Apply { entries, through, bytes });
+                }
+                Some(HandOut::Capture(_marker)) => {}
+                Some(HandOut::Restore(name)) => {
+                    let file = self.snapshots.open(&name)?;
+                    self.completions.push(Completion::Restore { file });
+                }
+            }
         }
         Ok(())
     }

@@ -48,6 +48,9 @@ pub enum Refused {
     /// A reject that an acknowledgement has overtaken (raft-rs #555).
     #[error("it is older than an acknowledgement of the same peer")]
     Stale,
+    /// A request to campaign at a moment at which raft-rs could not; its sender gives up after an election timeout.
+    #[error("this node is installing a snapshot")]
+    Installing,
     /// A read request that came after this node's leadership had ended; its sender asks again.
     #[error("this node does not lead")]
     NotLeader,
@@ -56,7 +59,7 @@ pub enum Refused {
 impl Refused {
     /// Honest peers send this, too, when messages cross: no reason to doubt the sender.
     pub fn is_honest(self) -> bool {
-        matches!(self, Self::Stale | Self::NotLeader)
+        matches!(self, Self::Stale | Self::NotLeader | Self::Installing)
     }
 }
 

@@ -11,7 +11,8 @@
 //! | `wiring`, `network` | dialling, the handshake's gate, connections that keep their order until they break |
 //! | `disk` | keeps what was synced |
 //! | `clock` | drifts and jumps |
-//! | `application`, `workload`, `objects` | the state machine, the clients, and what they do |
+//! | `application`, `state`, `objects`, `workload` | the state machine, the clients, and what they do |
+//! | `snapshots` | snapshots on their way from disk to disk |
 //! | `guest` | somebody else's state machine in the world: `aioraft.testing.Simulation` |
 //! | `inject` | the faults begin and end |
 //! | `event`, `checkers` | what the checkers are told, and the checkers: one file each |
@@ -41,6 +42,8 @@ mod plan;
 mod round;
 #[cfg(feature = "mutants")]
 mod shrink;
+mod snapshots;
+mod state;
 #[cfg(all(test, feature = "mutants"))]
 mod tests;
 mod trace;

@@ -116,6 +116,45 @@ impl Objects {
     }
 }
 
+impl Objects {
+    /// Writes all of it as words.
+    pub fn put(&self, words: &mut Vec<u64>) {
+        words.push(self.0.len() as u64);
+        for (key, object) in &self.0 {
+            words.push(*key);
+            match object {
+                Object::Register(value) => words.extend([u64::from(value.is_some()), value.unwrap_or(0)]),
+                Object::Counter(value) => words.push(*value),
+                Object::Queue(queue) => {
+                    words.push(queue.len() as u64);
+                    words.extend(queue);
+                }
+            }
+        }
+    }
+
+    /// Reads what [`Self::put`] wrote, and nothing may follow.
+    pub fn take(words: &mut impl Iterator<Item = u64>) -> Option<Self> {
+        let mut objects = BTreeMap::new();
+        for _ in 0..words.next()? {
+            let key = words.next()?;
+            let object = match kind(key) {
+                Kind::Register => {
+                    let (is_set, value) = (words.next()?, words.next()?);
+                    Object::Register((is_set == 1).then_some(value))
+                }
+                Kind::Counter => Object::Counter(words.next()?),
+                Kind::Queue => {
+                    let len = words.next()?;
+                    Object::Queue((0..len).map(|_| words.next()).collect::<Option<_>>()?)
+                }
+            };
+            objects.insert(key, object);
+        }
+        words.next().is_none().then_some(Self(objects))
+    }
+}
+
 /// Bytes of a command without its padding.
 pub const LEN: usize = 40;
 

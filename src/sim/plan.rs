@@ -137,6 +137,10 @@ pub struct Plan {
     pub fsync: (Time, Time),
     /// The disks hold files, and the real log keeps them.
     pub files: bool,
+    /// Applications show their state, and logs are compacted.
+    pub takes_snapshots: bool,
+    /// Applications keep their state durably by themselves.
+    pub keeps_state: bool,
     /// In order of their times.
     pub faults: Vec<Scheduled>,
 }
@@ -168,6 +172,9 @@ impl Plan {
         let nodes = nodes.unwrap_or(drawn);
         let tuning = tuning(&mut rng);
         let latency_max = *pick(&mut rng, &[MS, 5 * MS, 20 * MS]);
+        // Drawn from a source of their own, so that all else of a seed stays what it was.
+        let mut snapshots = Rng::with_seed(seed ^ 0x5a45_4070);
+        let tuning = with_snapshots(tuning, &mut snapshots);
         let fsync_max = *pick(&mut rng, &[MS, 5 * MS, 30 * MS]);
         Self {
             seed,
@@ -180,6 +187,8 @@ impl Plan {
             latency: (MS / 10, latency_max),
             fsync: (MS / 10, fsync_max),
             files: rng.u32(0..3) == 0,
+            takes_snapshots: snapshots.u32(0..8) > 0,
+            keeps_state: snapshots.u32(0..4) == 0,
             faults: faults(&mut rng, nodes),
         }
     }
@@ -204,7 +213,20 @@ fn tuning(rng: &mut Rng) -> Tuning {
         max_uncommitted_bytes: *pick(rng, &[1 << 14, 1 << 26]).max(&max_message_bytes),
         max_unapplied_bytes: *pick(rng, &[1, 2000, 1 << 20]),
         entry_cache_bytes: *pick(rng, &[0, 1000, 1 << 20]),
+        snapshot_entries: u64::MAX,
+        snapshot_bytes: u64::MAX,
+        snapshot_trail: 0,
+        snapshot_rate: 1 << 26,
         insecure: false,
+    }
+}
+
+fn with_snapshots(tuning: Tuning, rng: &mut Rng) -> Tuning {
+    Tuning {
+        snapshot_entries: *pick(rng, &[5, 30, 200, 1000, u64::MAX]),
+        snapshot_bytes: *pick(rng, &[2000, 30_000, u64::MAX]),
+        snapshot_trail: *pick(rng, &[0, 0, 10, 200]),
+        ..tuning
     }
 }
 

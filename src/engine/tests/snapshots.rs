@@ -187,6 +187,25 @@ fn d1_the_application_is_not_given_a_snapshot_before_its_node_has_installed_it_d
 }
 
 #[test]
+fn a_node_does_not_campaign_before_what_it_installs_is_durable() {
+    // raft-rs would look for the entries that the snapshot stands for, and panic.
+    let mut world = behind(0);
+    world.machine(3).disk_stalled = true;
+    catch_up(&mut world);
+    assert!(world.machine(3).unsynced.iter().any(|persist| persist.snapshot.is_some()));
+    world.isolate(3);
+    world.tick(3 * ELECTION_TICKS);
+    let (leader, term) = world.machine(1).engine.leader();
+    assert_eq!(leader, Some(1));
+    let mut hand_over = Message { from: 1, to: 3, term, ..Default::default() };
+    hand_over.set_msg_type(raft::eraftpb::MessageType::MsgTimeoutNow);
+    assert_eq!(world.machine(3).engine.handle_message(1, hand_over), Err(Refused::Installing));
+    world.machine(3).disk_stalled = false;
+    catch_up(&mut world);
+    assert_eq!(world.agreed().len(), 5);
+}
+
+#[test]
 fn d1_a_vote_survives_an_install() {
     let mut world = behind(0);
     catch_up(&mut world);
