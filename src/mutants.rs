@@ -69,6 +69,8 @@ pub enum Mutant {
     AdmitProposals,
     /// A node campaigns while it installs a snapshot.
     CampaignDuringInstall,
+    /// What an installed snapshot says of terms makes no other attempt due.
+    InstallBeginsNoTerm,
     /// A snapshot is restored without the session table in it.
     SnapshotWithoutSessions,
     /// A snapshot holds the sessions as of when it is taken, not as of its index (rule C2).

@@ -18,6 +18,7 @@ use super::proposals::Proposals;
 use super::reads::{Reader, Reads};
 use super::snapshot::Meta;
 use super::snapshots::{SnapshotPolicy, Snapshots};
+use super::stragglers::Stragglers;
 use super::time::{Now, Stamper};
 use super::Applied;
 use super::{Effect, Failure, Fault, Leadership, NodeId, Rejection, Token, APPLICATION_GROUP, BOOTSTRAP};
@@ -104,6 +105,7 @@ pub struct Engine {
     hold_proposals: bool,
     reads: Reads,
     snapshots: Snapshots,
+    stragglers: Stragglers,
     /// A snapshot is being installed by this Ready; raft-rs may not hear that it is applied before it is durable.
     installing: Option<u64>,
     /// Calls whose entry or barrier stands, waiting for the application's cursor: (index, reader).
@@ -191,6 +193,7 @@ impl Engine {
             hold_proposals: false,
             reads: Reads::new(settings.id, settings.boot, settings.election_ticks),
             snapshots: Snapshots::new(settings.snapshots, begin, newest),
+            stragglers: Stragglers::new(settings.election_ticks),
             installing: None,
             awaiting_application: VecDeque::new(),
             awaiting_deadline_ns: u64::MAX,
@@ -213,6 +216,7 @@ impl Engine {
         self.proposals.tick();
         self.reads.tick();
         self.snapshots.tick();
+        self.stragglers.tick(self.raw.raft.prs());
         if self.commit_unsaved {
             self.commit_unsaved = false;
             let hard_state = Some(self.raw.store().hard_state().clone());
@@ -667,6 +671,11 @@ impl Engine {
             true => entries.iter().filter(|entry| entry.index > self.applier.applied()).cloned().collect(),
             false => committed,
         };
+        for message in &messages {
+            if let Some(metadata) = message.snapshot.as_ref().and_then(|snapshot| snapshot.metadata.as_ref()) {
+                self.stragglers.sent(message.to, metadata.index);
+            }
+        }
         self.effects.extend(messages.into_iter().map(send));
         self.persist.push(number, must_sync, persisted_messages);
         if must_sync {
@@ -757,6 +766,10 @@ impl Engine {
             failed(token, Failure::AppliedWithoutResult { index });
         }
         self.proposals.installed(self.applier.sessions(), index, &mut failed);
+        // The first entry of its last entry's term is in it, and is never applied here.
+        if !mutants::on(Mutant::InstallBeginsNoTerm) {
+            self.proposals.term_began(name.term);
+        }
         Ok(name)
     }
 
@@ -792,7 +805,11 @@ impl Engine {
     /// cursor is there or beyond (rule C1).
     fn compact_behind(&mut self, name: SnapshotName) {
         let begin = self.raw.store().truncated_index();
-        let index = name.index.saturating_sub(self.snapshots.trail()).max(begin);
+        if self.raw.raft.state != StateRole::Leader {
+            self.stragglers.clear();
+        }
+        let index = name.index.saturating_sub(self.snapshots.trail());
+        let index = self.stragglers.allow(index).max(begin);
         let conf_state = self.snapshots.newest().map(|(_, conf_state)| conf_state.clone()).unwrap_or_default();
         let log = self.raw.mut_store();
         log.set_snapshot(name, conf_state);

@@ -19,6 +19,7 @@ mod reads;
 mod session;
 pub mod snapshot;
 mod snapshots;
+mod stragglers;
 #[cfg(test)]
 mod tests;
 mod time;

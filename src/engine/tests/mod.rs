@@ -342,6 +342,27 @@ impl World {
         panic!("the cluster does not come to rest");
     }
 
+    /// Everybody ticks once, and snapshots for `id` are held back in `held`.
+    pub fn tick_without(&mut self, id: NodeId, held: &mut Vec<(NodeId, NodeId, Packet)>) {
+        self.now.boottime_ns += 25_000_000;
+        for machine in self.machines.values_mut() {
+            machine.engine.handle_tick();
+        }
+        for _ in 0..20 {
+            for machine in self.machines.keys().copied().collect::<Vec<_>>() {
+                self.poll(machine);
+                self.sync(machine);
+                self.poll(machine);
+            }
+            for (from, to, packet) in std::mem::take(&mut self.network) {
+                match packet {
+                    Packet::Snapshot(..) if to == id => held.push((from, to, packet)),
+                    packet => self.deliver(from, to, packet),
+                }
+            }
+        }
+    }
+
     /// Everybody ticks `count` times.
     pub fn tick(&mut self, count: usize) {
         for _ in 0..count {

@@ -76,6 +76,40 @@ fn a_follower_makes_its_leader_take_a_snapshot_if_none_would_help() {
 }
 
 #[test]
+fn the_log_is_kept_from_a_snapshot_that_is_under_way_on() {
+    let mut world = behind(0);
+    world.heal();
+    // The snapshot leaves, and is slow.
+    let mut under_way = Vec::new();
+    for _ in 0..2 * ELECTION_TICKS {
+        world.tick_without(3, &mut under_way);
+    }
+    let index = world.machine(1).engine.status().snapshot_index;
+    assert!(under_way.iter().any(|(_, _, packet)| matches!(packet, Packet::Snapshot(name, _) if name.index == index)));
+    for number in 10..20 {
+        propose(&mut world, 1, number..number + 1);
+        world.machine(1).engine.handle_snapshot_call(100 + number, u64::MAX);
+        world.tick_without(3, &mut under_way);
+        world.tick_without(3, &mut under_way);
+        world.tick_without(3, &mut under_way);
+    }
+    let status = world.machine(1).engine.status();
+    assert!(status.snapshot_index > index + 5);
+    assert_eq!(status.first_index, index + 1, "what follows the snapshot is still there");
+    for (from, to, packet) in under_way {
+        world.deliver(from, to, packet);
+    }
+    world.tick(2 * ELECTION_TICKS);
+    assert_eq!(world.machine(3).restored, [index], "one was enough");
+    assert_eq!(world.agreed().len(), 15);
+    propose(&mut world, 1, 20..21);
+    world.machine(1).engine.handle_snapshot_call(200, u64::MAX);
+    world.tick(3);
+    let status = world.machine(1).engine.status();
+    assert_eq!(status.first_index, status.snapshot_index + 1, "and is compacted when it is back");
+}
+
+#[test]
 fn by_entries_and_by_bytes() {
     let policies = [
         SnapshotPolicy { entries: 4, ..ON_DEMAND },
@@ -166,6 +200,23 @@ fn s5_what_waits_for_a_lagging_application_is_applied_without_result_when_a_snap
     assert_eq!(world.machine(3).restored, [index]);
     assert_eq!(world.agreed().len(), 5);
     assert!(!world.machine(3).engine.has_pending_calls());
+}
+
+#[test]
+fn what_a_deposed_leader_appended_in_vain_is_sent_again_when_a_snapshot_stands_for_the_next_terms_beginning() {
+    let mut world = World::led_by(3, 3);
+    propose(&mut world, 3, 1..3);
+    world.isolate(3);
+    propose(&mut world, 3, 3..4);
+    world.elect(1);
+    propose(&mut world, 1, 4..6);
+    world.machine(1).engine.handle_snapshot_call(100, u64::MAX);
+    world.tick(3);
+    assert!(world.machine(3).resolved.len() == 2 && world.machine(3).failed.is_empty());
+    catch_up(&mut world);
+    assert!(!world.machine(3).restored.is_empty());
+    assert!(world.machine(3).resolved.contains_key(&3), "{:?}", world.machine(3).failed);
+    assert_eq!(world.agreed().len(), 5);
 }
 
 #[test]
