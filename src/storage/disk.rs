@@ -60,6 +60,8 @@ mod writer;
 #[cfg(fuzzing)]
 mod anything;
 #[cfg(test)]
+mod snapshot_tests;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;

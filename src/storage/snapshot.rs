@@ -68,13 +68,15 @@ pub fn snapshot_name(state: &GroupState) -> Result<Option<SnapshotName>, Storage
     let Some(record) = state.records.get(RECORD) else { return Ok(None) };
     let wrong = |detail: String| Err(StorageError::SnapshotRecord { detail });
     let name = match SnapshotName::decode(record.as_slice()) {
-        Ok(name) if name.encode_to_vec() == *record => name,
+        Ok(name) if name.encode_to_vec() == *record && name.bytes >= format::FILE_BYTES_MIN => name,
         _ => return wrong("its bytes are not those of a name".to_owned()),
     };
     // It stands in one batch with what makes the log begin at or before it (rule D1).
     match state.term(name.index) {
         Some(term) if term == name.term => Ok(Some(name)),
-        Some(term) => wrong(format!("entry {} has term {term} in the log, and {} in the snapshot", name.index, name.term)),
+        Some(term) => {
+            wrong(format!("entry {} has term {term} in the log, and {} in the snapshot", name.index, name.term))
+        }
         None => wrong(format!(
             "the snapshot is of index {}, and the log begins behind {} and ends at {}",
             name.index, state.truncated.0, state.last_index

@@ -27,7 +27,8 @@ pub(super) struct Receiver {
 impl Receiver {
     /// Reads what is there of the file, and goes on behind it.
     pub fn begin(claim: Claim, name: &SnapshotName) -> Result<Self, StorageError> {
-        let receiver = |claim, parser, output, blob| Self { claim, name: *name, parser, output, blob, is_refused: false };
+        let receiver =
+            |claim, parser, output, blob| Self { claim, name: *name, parser, output, blob, is_refused: false };
         // A crash, or a failure, between the file's end and its record leaves it whole.
         if let Ok(blob) = claim.folder().open(&FileName::Whole(*name).to_string()) {
             if let Ok(parser) = read_checked(blob.as_ref()) {

@@ -110,7 +110,9 @@ fn a_record_names_its_snapshot_or_is_refused() {
     }
     let record = name.encode_to_vec();
     let mut others = vec![[record.as_slice(), b"x"].concat(), [record.as_slice(), &[0x30, 1]].concat(), b"?".to_vec()];
-    others.extend((1..record.len()).map(|length| record[..length].to_vec()));
+    // The checksum alone may be missing: it may be zero.
+    others.extend((1..record.len() - 5).map(|length| record[..length].to_vec()));
+    others.extend((record.len() - 4..record.len()).map(|length| record[..length].to_vec()));
     // Parts in another order say the same, and were not written by us.
     others.push([&record[9..], &record[..9]].concat());
     for other in others {

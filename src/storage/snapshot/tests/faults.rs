@@ -9,7 +9,7 @@ use super::*;
 use crate::storage::snapshot::file_name::FileName;
 
 /// Long enough for several writes to the system.
-const LENGTHS: [usize; 4] = [300 << 10, 0, 280 << 10, 10];
+const LENGTHS: [usize; 4] = [257 << 10, 0, 256 << 10, 10];
 
 /// A folder with an older snapshot in it, which a record names, and that snapshot.
 fn folder() -> (RoughFolder, SnapshotName) {
@@ -51,7 +51,7 @@ fn crash_everywhere(
         folder.plan(step, Trouble::Crash);
         let result = f(&Store::new(folder.clone()));
         assert_eq!(result.is_err(), folder.is_hit(), "step {step}: {result:?}");
-        for seed in 0..40 {
+        for seed in 0..12 {
             let left = folder.after(seed > 0, &mut Rng::with_seed(seed));
             check(&left, &older, result.is_ok(), &format!("step {step}, seed {seed}"));
         }
@@ -101,7 +101,7 @@ fn d1_a_crash_at_any_step_of_receiving_leaves_what_can_be_gone_on_with() {
             assert!(bytes_of(&Store::new(left).open(&name).unwrap()) == bytes, "{place}");
         },
     );
-    assert!(steps >= 6 && went_on.get() > 50, "{steps} steps, {} times something was left", went_on.get());
+    assert!(steps >= 6 && went_on.get() > 15, "{steps} steps, {} times something was left", went_on.get());
 }
 
 /// Runs `f` with a failure at each of its steps.
