@@ -26,6 +26,10 @@ pub struct Options {
     pub advertise: Option<String>,
     /// Times and limits.
     pub tuning: Tuning,
+    /// The state machine has snapshots; the log of one that has none is kept whole.
+    pub takes_snapshots: bool,
+    /// The (index, term) of the last entry that a state machine holds which is durable itself (rule D2).
+    pub durable_applied: Option<(u64, u64)>,
     /// Where raft-rs logs to.
     pub logger: slog::Logger,
     /// Where everything else logs to, on the node's own threads.
@@ -61,6 +65,14 @@ pub struct Tuning {
     pub max_unapplied_bytes: usize,
     /// Bytes of entries kept in memory for peers and readers.
     pub entry_cache_bytes: usize,
+    /// A snapshot is taken when so many entries were applied since the last; `u64::MAX` for never.
+    pub snapshot_entries: u64,
+    /// A snapshot is taken when the entries applied since the last have so many bytes; `u64::MAX` for never.
+    pub snapshot_bytes: u64,
+    /// Entries that stay in the log behind a snapshot, for followers that are a little behind.
+    pub snapshot_trail: u64,
+    /// Bytes of a snapshot that one peer is sent in a second.
+    pub snapshot_rate: u64,
     /// Listen beyond loopback though nothing is encrypted.
     pub insecure: bool,
 }

@@ -103,7 +103,7 @@ impl Host {
                 }
                 Completion::Leadership(leadership) => self.leadership = leadership,
                 Completion::Stopped { fatal } => self.stopped = Some(fatal),
-                Completion::Restore { .. } | Completion::Snapshot { .. } => {}
+                Completion::Capture(_) | Completion::Restore { .. } | Completion::Snapshot { .. } => {}
                 Completion::Listening { .. } => self.listening = true,
             }
         }
@@ -132,6 +132,10 @@ fn tuning() -> Tuning {
         max_uncommitted_bytes: 1 << 26,
         max_unapplied_bytes: 1 << 22,
         entry_cache_bytes: 1 << 22,
+        snapshot_entries: u64::MAX,
+        snapshot_bytes: u64::MAX,
+        snapshot_trail: 0,
+        snapshot_rate: 1 << 26,
         insecure: false,
     }
 }
@@ -153,6 +157,8 @@ fn options(id: u64, members: &BTreeMap<u64, String>, listen: Listen, data_dir: O
         listen,
         advertise: None,
         tuning: tuning(),
+        takes_snapshots: false,
+        durable_applied: None,
         logger: slog::Logger::root(slog::Discard, slog::o!()),
         dispatch: tracing::Dispatch::none(),
         faults: None,

@@ -138,6 +138,11 @@ pub enum Failure {
     ClosedUnsent,
     /// The node closed while the call was under way: it may or may not be applied.
     Closed,
+    /// There is no snapshot.
+    Snapshot {
+        /// Why, with what to do.
+        reason: String,
+    },
 }
 
 /// Who leads, as far as this node knows.

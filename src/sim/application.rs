@@ -78,6 +78,7 @@ impl World {
             }
             Completion::Range { .. }
             | Completion::Listening { .. }
+            | Completion::Capture(_)
             | Completion::Restore { .. }
             | Completion::Snapshot { .. }
             | Completion::Leadership(_)
@@ -143,7 +144,10 @@ impl World {
 
 fn ended(failure: &Failure) -> Ended {
     match failure {
-        Failure::TimedOutUnsent { .. } | Failure::Refused { .. } | Failure::ClosedUnsent => Ended::NotCommitted,
+        Failure::TimedOutUnsent { .. }
+        | Failure::Refused { .. }
+        | Failure::ClosedUnsent
+        | Failure::Snapshot { .. } => Ended::NotCommitted,
         Failure::TimedOut | Failure::Closed => Ended::Unknown,
         Failure::AppliedWithoutResult { index } => Ended::AppliedWithoutResult { index: *index },
     }

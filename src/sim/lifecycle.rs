@@ -64,6 +64,8 @@ impl World {
             listen: Listen::Address(String::new()),
             advertise: None,
             tuning: self.plan.tuning.clone(),
+            takes_snapshots: false,
+            durable_applied: None,
             logger: slog::Logger::root(slog::Discard, slog::o!()),
             dispatch: tracing::Dispatch::none(),
             faults: None,

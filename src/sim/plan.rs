@@ -180,6 +180,10 @@ fn tuning(rng: &mut Rng) -> Tuning {
         max_uncommitted_bytes: *pick(rng, &[1 << 14, 1 << 26]).max(&max_message_bytes),
         max_unapplied_bytes: *pick(rng, &[1, 2000, 1 << 20]),
         entry_cache_bytes: *pick(rng, &[0, 1000, 1 << 20]),
+        snapshot_entries: u64::MAX,
+        snapshot_bytes: u64::MAX,
+        snapshot_trail: 0,
+        snapshot_rate: 1 << 26,
         insecure: false,
     }
 }

@@ -43,6 +43,10 @@ fn tuning() -> Tuning {
         max_uncommitted_bytes: 1 << 26,
         max_unapplied_bytes: 64 << 10,
         entry_cache_bytes: 1 << 22,
+        snapshot_entries: u64::MAX,
+        snapshot_bytes: u64::MAX,
+        snapshot_trail: 0,
+        snapshot_rate: 1 << 26,
         insecure: false,
     }
 }
@@ -95,6 +99,8 @@ impl Rig {
             listen: Listen::Socket(listener),
             advertise: None,
             tuning: tuning(),
+            takes_snapshots: false,
+            durable_applied: None,
             logger: slog::Logger::root(slog::Discard, slog::o!()),
             dispatch: tracing::Dispatch::none(),
             faults: None,
