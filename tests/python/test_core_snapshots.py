@@ -59,7 +59,7 @@ FORMS: dict[str, tuple[Callable[[], Any], Any]] = {
         [b"one", b"", b"two", b"three"],
     ),
     "list": (lambda: [b"one", b"two"], [b"one", b"two"]),
-    "nothing": (lambda: [], []),
+    "nothing": (list, []),
     "many small chunks": (lambda: [b"x"] * 50_000, [b"x"] * 50_000),
     "long chunks": (lambda: generator(*[VALUE] * 3), [VALUE] * 3),
     "thread, bytes": (lambda: lambda: VALUE, VALUE),
