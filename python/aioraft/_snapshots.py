@@ -141,8 +141,8 @@ def _as_iterator(returned: object) -> Iterator[object]:
     if isinstance(returned, (Awaitable, AsyncIterable)):
         raise TypeError(f"snapshot() returned {shown(returned)}, which nobody awaits: make it plain, not async")
     raise TypeError(
-        f"snapshot() returned {shown(returned)}: it must be bytes (encode a str, or json.dumps(...).encode()), an iterable "
-        "of chunks of bytes, or a plain callable that returns one of these"
+        f"snapshot() returned {shown(returned)}: it must be bytes (such as json.dumps(...).encode()), an iterable of chunks "
+        "of bytes, or a plain callable that returns one of these"
     )
 
 

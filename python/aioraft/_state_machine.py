@@ -52,8 +52,8 @@ class StateMachine(abc.ABC, Generic[R]):
     def snapshot(self) -> SnapshotData:
         """Override, with `restore`, so that the log need not be kept whole: return the state as of the last `apply`.
 
-        Called on the event loop between two calls of `apply`, when `Config.snapshot_entries` or `snapshot_bytes` say so,
-        or `Node.snapshot`. It returns one of these; `restore` gets bytes for bytes, and chunks for chunks:
+        Called on the event loop between two calls of `apply`, when `Config.snapshot_entries` or `snapshot_bytes` say
+        so, or `Node.snapshot`. It returns one of these; `restore` gets bytes for bytes, and chunks for chunks:
 
         - bytes: the whole state. The simplest, for a state whose serialisation is a matter of milliseconds.
         - an iterable of chunks of bytes, such as a generator: pulled on the loop, a millisecond at a time, as the disk
@@ -83,10 +83,10 @@ class StateMachine(abc.ABC, Generic[R]):
     def durable_applied(self) -> tuple[int, int] | None:
         """Override if the state outlives the process by itself: return where it stands, as (index, term), or None.
 
-        These are `Entry.index` and `Entry.term` of the last entry whose effect is durable, which `apply` stores together
-        with that effect, atomically. Asked once, by `Node.start`: what comes after that entry is applied, nothing up to
-        it is applied again, and the start is refused if the log has no such entry, as when the two do not belong
-        together. A snapshot that is ahead of it is restored as everywhere.
+        These are `Entry.index` and `Entry.term` of the last entry whose effect is durable, which `apply` stores
+        together with that effect, atomically. Asked once, by `Node.start`: what comes after that entry is applied,
+        nothing up to it is applied again, and the start is refused if the log has no such entry, as when the two do not
+        belong together. A snapshot that is ahead of it is restored as everywhere.
         """
         return None
 
@@ -113,8 +113,8 @@ def claim(machine: StateMachine[Any]) -> None:
             )
     if has_snapshot(machine) and not _overrides(machine, "restore"):
         raise ConfigError(
-            f"state_machine = {shown(machine)} has snapshot() and no restore(): a node that starts from its snapshot, or is "
-            "sent one, needs both"
+            f"state_machine = {shown(machine)} has snapshot() and no restore(): a node that starts from its snapshot, "
+            "or is sent one, needs both"
         )
     if inspect.isgeneratorfunction(machine.restore):
         raise ConfigError("state_machine.restore is a generator, of which nothing would run: leave out its `yield`")
@@ -136,7 +136,7 @@ def has_snapshot(machine: StateMachine[Any]) -> bool:
 
 
 def ask_durable(machine: StateMachine[Any]) -> tuple[int, int] | None:
-    """Return what `durable_applied` says; raises `FatalError` from what it raises, and `ConfigError` for a wrong answer."""
+    """Return what `durable_applied` says; raises `FatalError` from what it raises, `ConfigError` for a wrong answer."""
     try:
         answer: Any = machine.durable_applied()
     except Exception as error:
@@ -150,8 +150,8 @@ def ask_durable(machine: StateMachine[Any]) -> tuple[int, int] | None:
         if len(numbers) == 2 and all(type(number) is int and 0 < number < 2**64 for number in numbers):
             return numbers
     raise ConfigError(
-        f"durable_applied() returned {shown(answer)}: it must be the (index, term) of an entry that was applied, or None "
-        "if there is none yet"
+        f"durable_applied() returned {shown(answer)}: it must be the (index, term) of an entry that was applied, or "
+        "None if there is none yet"
     )
 
 
