@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import pathlib
 import sqlite3
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Callable
 
 import aioraft
 
+MEMBERS = {1: f"127.0.0.1:{os.environ.get('PORT', '7400')}"}
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS account (name TEXT PRIMARY KEY, balance INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS position (entry_index INTEGER NOT NULL, entry_term INTEGER NOT NULL);
@@ -77,17 +79,16 @@ class Accounts(aioraft.StateMachine[int]):
         return serialise
 
     def restore(self, data: bytes) -> None:
-        with contextlib.closing(sqlite3.connect(":memory:")) as source:
-            source.deserialize(data)
-            source.backup(self.db)  # one transaction of `self.db`
+        received = self.path.with_suffix(".received")
+        received.write_bytes(data)
+        with contextlib.closing(sqlite3.connect(received)) as source:
+            source.backup(self.db)  # in one transaction: a kill leaves the old state or the new one
+        received.unlink()
 
 
 async def main(directory: pathlib.Path) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
     accounts = Accounts(directory / "accounts.sqlite3")
-    node = aioraft.Node(
-        id=1, members={1: "127.0.0.1:7400"}, listen="127.0.0.1:0", data_dir=directory / "raft", state_machine=accounts
-    )
+    node = aioraft.Node(id=1, members=MEMBERS, data_dir=directory / "raft", state_machine=accounts)
     async with node:
         print("the database stands at", accounts.durable_applied(), flush=True)
         while True:
@@ -96,5 +97,7 @@ async def main(directory: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
+    folder = pathlib.Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(main(pathlib.Path(sys.argv[1])))
+        asyncio.run(main(folder))

@@ -40,8 +40,8 @@ def announce_whole_log(node_id: int) -> None:
     _say(
         logging.INFO,
         node_id,
-        f"the state machine of node {node_id} has no snapshot(), so its log is kept whole and applied from its beginning "
-        "at each start",
+        f"the state machine of node {node_id} has no snapshot(), so its log is kept whole and applied from its "
+        "beginning at each start",
     )
 
 

@@ -50,7 +50,7 @@ class Config:
     snapshot_entries: int | None = 100_000
     """A snapshot is taken when this many entries were applied since the last one; None: not because of their number."""
     snapshot_bytes: int | None = 256 * _MIB
-    """A snapshot is taken when the entries applied since the last one have this many bytes; None: not because of them."""
+    """A snapshot is taken when the entries applied since the last one have so many bytes; None: not because of that."""
     snapshot_trail: int = 10_000
     """Entries that stay in the log behind a snapshot: a follower that lacks no more is sent these, not the snapshot."""
     snapshot_rate: int = 64 * _MIB

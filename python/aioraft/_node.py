@@ -285,8 +285,8 @@ class Node(Generic[R]):
     async def snapshot(self, *, timeout: float | None = None) -> int:
         """Take a snapshot of this node's state machine now and return its index, when it is durable.
 
-        Snapshots are taken by themselves (`Config.snapshot_entries`, `snapshot_bytes`); this is for a planned moment, such
-        as before an upgrade. One that is being taken is waited for instead. The log is compacted behind it.
+        Snapshots are taken by themselves (`Config.snapshot_entries`, `snapshot_bytes`); this is for a planned moment,
+        such as before an upgrade. One that is being taken is waited for instead. The log is compacted behind it.
 
         `timeout`: seconds; None waits for ever. Cancelling stops the waiting, not the snapshot.
 

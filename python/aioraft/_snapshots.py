@@ -1,8 +1,8 @@
 """Snapshots, on the application's side: from what `snapshot` returns into a `Capture`, and from a file into `restore`.
 
-The core calls `take` and `restore` on the event loop, at their place among the calls of `apply`. What `take` begins goes
-on behind it: a single value is handed over at once, an iterable is pulled on the loop in slices, a callable runs in a
-thread. None of them is a task, so that nobody's `cancel` meets them and a loop that ends has nothing to say of them.
+The core calls `take` and `restore` on the event loop, at their place among the calls of `apply`. What `take` begins
+goes on behind it: a single value is handed over at once, an iterable is pulled on the loop in slices, a callable runs
+in a thread. None of them is a task, so that nobody's `cancel` meets them and a loop that ends has no word for them.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ def _as_iterator(returned: object) -> Iterator[object]:
     if isinstance(returned, (Awaitable, AsyncIterable)):
         raise TypeError(f"snapshot() returned {shown(returned)}, which nobody awaits: make it plain, not async")
     raise TypeError(
-        f"snapshot() returned {shown(returned)}: it must be bytes (such as json.dumps(...).encode()), an iterable of chunks "
-        "of bytes, or a plain callable that returns one of these"
+        f"snapshot() returned {shown(returned)}: it must be bytes (such as json.dumps(...).encode()), an iterable of "
+        "chunks of bytes, or a plain callable that returns one of these"
     )
 
 

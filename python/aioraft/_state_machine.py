@@ -6,7 +6,7 @@ import abc
 import inspect
 import weakref
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from ._core import Entry
 from ._errors import ConfigError, FatalError, shown
@@ -146,7 +146,7 @@ def ask_durable(machine: StateMachine[Any]) -> tuple[int, int] | None:
     if answer is None:
         return None
     if isinstance(answer, tuple):
-        numbers: tuple[Any, ...] = answer
+        numbers = cast(tuple[Any, ...], answer)
         if len(numbers) == 2 and all(type(number) is int and 0 < number < 2**64 for number in numbers):
             return numbers
     raise ConfigError(
