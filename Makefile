@@ -13,7 +13,7 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 SEEDS ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-slow-disk sim sim-mutants verify fix bench fuzz soak exits stubs audit build venv wheel clean
+.PHONY: help demo test test-rust test-python test-slow-disk test-large sim sim-mutants verify fix bench fuzz soak exits stubs audit build venv wheel clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -42,6 +42,9 @@ sim-mutants: $(BUILD_TOOLS) ## Deliberate bugs: which checker of the simulated w
 
 test-python: venv build
 	$(BIN)/python -m pytest $(ARGS)
+
+test-large: venv build ## A snapshot of 1 GiB: how long the loop stalls, and what it takes of memory (prints the figures)
+	AIORAFT_STATE_MIB=1024 $(BIN)/python -m pytest -rP tests/python/test_snapshot_size.py
 
 test-slow-disk: venv build ## Fsyncs of five seconds, on a quiet machine
 	AIORAFT_SLOW_DISK=1 $(BIN)/python -m pytest tests/python/test_disk_faults.py -k slow_disk

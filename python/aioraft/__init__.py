@@ -8,7 +8,7 @@
 
 Inside, `_node` is where to begin. It checks arguments with `_members`, `_listen` and `_config`, and hands everything
 else to `_core`, the extension module; `_proposing`, `_commits`, `_leadership`, `_timeout` and `_status` each make one
-kind of call out of the core's futures and figures.
+kind of call out of the core's futures and figures. The core calls back into `_state_machine`, and into `_snapshots`.
 """
 
 from ._commits import Commits
@@ -30,11 +30,14 @@ from ._errors import (
     RaftError,
     ReadTimeoutError,
     ReentrantCallError,
+    SnapshotError,
+    SnapshotTimeoutError,
     WrongLoopError,
 )
 from ._leadership import Leadership, LeadershipChanges, Leading, Term
 from ._node import Node
 from ._proposing import Data
+from ._snapshots import SnapshotData
 from ._state_machine import StateMachine
 from ._status import PeerState, PeerStatus, Role, Status
 from ._timeout import DEFAULT_TIMEOUT, DefaultTimeout, Timeout
@@ -68,6 +71,9 @@ __all__ = [
     "ReadTimeoutError",
     "ReentrantCallError",
     "Role",
+    "SnapshotData",
+    "SnapshotError",
+    "SnapshotTimeoutError",
     "StateMachine",
     "Status",
     "Term",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-__all__ = ["announce", "announce_memory"]
+__all__ = ["announce", "announce_memory", "announce_whole_log"]
 
 _log = logging.getLogger("aioraft.node")
 _has_warned_of_memory = False
@@ -32,6 +32,16 @@ def announce_memory(node_id: int, *, is_meant: bool) -> None:
         node_id,
         f"node {node_id} keeps its log in memory: what it knows is gone when it stops, and it cannot come back under "
         "its id",
+    )
+
+
+def announce_whole_log(node_id: int) -> None:
+    """Say that the log of a state machine without snapshots is never compacted."""
+    _say(
+        logging.INFO,
+        node_id,
+        f"the state machine of node {node_id} has no snapshot(), so its log is kept whole and applied from its "
+        "beginning at each start",
     )
 
 

@@ -47,6 +47,14 @@ class Config:
     """Committed entries that wait in memory for `apply`; what lies beyond is read again from the log."""
     entry_cache_bytes: int = 64 * _MIB
     """The newest entries of the log that are kept in memory."""
+    snapshot_entries: int | None = 100_000
+    """A snapshot is taken when this many entries were applied since the last one; None: not because of their number."""
+    snapshot_bytes: int | None = 256 * _MIB
+    """A snapshot is taken when the entries applied since the last one have so many bytes; None: not because of that."""
+    snapshot_trail: int = 10_000
+    """Entries that stay in the log behind a snapshot: a follower that lacks no more is sent these, not the snapshot."""
+    snapshot_rate: int = 64 * _MIB
+    """A leader sends a peer no more bytes of a snapshot in a second."""
     insecure: bool = False
     """Allow listening on an address that other machines can reach, though nothing is encrypted or authenticated."""
 
@@ -65,6 +73,10 @@ class Config:
         _count(self, "max_uncommitted_bytes", least=1 * _KIB, most=2**40)
         _count(self, "max_unapplied_bytes", least=1 * _KIB, most=2**40)
         _count(self, "entry_cache_bytes", least=0, most=2**40)
+        _count(self, "snapshot_entries", least=1, most=2**40, optional=True)
+        _count(self, "snapshot_bytes", least=1 * _KIB, most=2**50, optional=True)
+        _count(self, "snapshot_trail", least=0, most=2**40)
+        _count(self, "snapshot_rate", least=1 * _KIB, most=2**40)
         if not isinstance(self.insecure, bool):
             raise ConfigError(f"Config.insecure = {shown(self.insecure)}: it must be True or False")
         if self.election_timeout < 3 * self.heartbeat_interval:
@@ -93,10 +105,12 @@ def _seconds(config: Config, field: str, *, least: float, most: float, optional:
         )
 
 
-def _count(config: Config, field: str, *, least: int, most: int) -> None:
+def _count(config: Config, field: str, *, least: int, most: int, optional: bool = False) -> None:
     value: Any = getattr(config, field)
+    if value is None and optional:
+        return
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise ConfigError(
             f"Config.{field} = {shown(value)}: it must be a whole number{' of bytes' if 'bytes' in field else ''} "
-            f"from {least} to {most}"
+            f"from {least} to {most}{', or None' if optional else ''}"
         )

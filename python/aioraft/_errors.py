@@ -12,6 +12,8 @@ RaftError                          `.outcome` says what became of the proposal, 
  │    ├── AppliedWithoutResultError     applied exactly once, but its result is not known here
  │    └── ApplyError               applied; `apply` raised, and that exception is the `__cause__`
  ├── ReadTimeoutError              a barrier, or a wait for a leader, passed its deadline         (also TimeoutError)
+ ├── SnapshotError                 this `snapshot` failed, or there can be none; the node goes on
+ │    └── SnapshotTimeoutError          its deadline passed; it is taken all the same            (also TimeoutError)
  ├── Compacted                     a reader asked for entries that are not in the log any more: go on after `.restart`
  ├── ReentrantCallError            called from a place that it would have to wait for          (also RuntimeError)
  └── WrongLoopError                used from another event loop, thread or process             (also RuntimeError)
@@ -39,6 +41,8 @@ __all__ = [
     "RaftError",
     "ReadTimeoutError",
     "ReentrantCallError",
+    "SnapshotError",
+    "SnapshotTimeoutError",
     "WrongLoopError",
     "shown",
 ]
@@ -174,6 +178,17 @@ class ApplyError(ProposalError):
 
 class ReadTimeoutError(RaftError, TimeoutError):
     """The deadline of a barrier, or of a wait for a leader, passed. Nothing was proposed; try again."""
+
+
+class SnapshotError(RaftError):
+    """There is no snapshot: `snapshot` of the state machine raised, the disk took no more, or it has no such method.
+
+    The node goes on, and its log keeps what the snapshot would have replaced; the next one is tried in due course.
+    """
+
+
+class SnapshotTimeoutError(SnapshotError, TimeoutError):
+    """The deadline passed while the snapshot was being taken. It goes on; another `snapshot()` waits for it."""
 
 
 class Compacted(RaftError):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Generic, Literal, TypeVar, cast, overload
 
-from ._announce import announce, announce_memory
+from ._announce import announce, announce_memory, announce_whole_log
 from ._commits import Commits
 from ._config import Config
 from ._core import Core, Faults
@@ -28,7 +28,7 @@ from ._leadership import Leadership, LeadershipChanges, Leading
 from ._listen import bind, check_listen
 from ._members import check_cluster, check_data_dir, check_id, check_members, check_reachable
 from ._proposing import Data, as_items, propose_slices, wait_for_room
-from ._state_machine import StateMachine, claim, has_batch
+from ._state_machine import StateMachine, ask_durable, claim, has_batch, has_snapshot
 from ._status import Status, from_core
 from ._timeout import DEFAULT_TIMEOUT, Timeout, check_timeout
 
@@ -128,6 +128,8 @@ class Node(Generic[R]):
         announce(self._id, self._cluster, self.address, insecure=self._config.insecure)
         if self._data_dir is None:
             announce_memory(self._id, is_meant=self._is_memory_meant)
+        if not has_snapshot(self._state_machine):
+            announce_whole_log(self._id)
 
     async def _start_core(self, bound: socket.socket) -> None:
         if self._closing:
@@ -143,6 +145,8 @@ class Node(Generic[R]):
             config=self._config,
             state_machine=self._state_machine,
             batch=has_batch(self._state_machine),
+            snapshots=has_snapshot(self._state_machine),
+            durable_applied=ask_durable(self._state_machine),
             faults=self._faults,
         )
         self._running = core
@@ -277,6 +281,22 @@ class Node(Generic[R]):
         """
         seconds = self._read_timeout if timeout is DEFAULT_TIMEOUT else check_timeout(timeout)
         return await self._core.read_barrier(seconds)
+
+    async def snapshot(self, *, timeout: float | None = None) -> int:
+        """Take a snapshot of this node's state machine now and return its index, when it is durable.
+
+        Snapshots are taken by themselves (`Config.snapshot_entries`, `snapshot_bytes`); this is for a planned moment,
+        such as before an upgrade. One that is being taken is waited for instead. The log is compacted behind it.
+
+        `timeout`: seconds; None waits for ever. Cancelling stops the waiting, not the snapshot.
+
+        Raises:
+        - `SnapshotError`: `StateMachine.snapshot` raised, which is in the log, or could not be written; or there is no
+          such method. The node goes on.
+        - `SnapshotTimeoutError` (also a TimeoutError): the deadline passed; the snapshot goes on.
+        - `NodeClosedError`, `FatalError`.
+        """
+        return await self._core.snapshot(check_timeout(timeout))
 
     def commits(self, after: int | None = None) -> Commits:
         """Iterate over the entries applied here, in order, without duplicates: `async for entry in node.commits()`.

@@ -11,8 +11,11 @@ use pyo3::prelude::*;
 use pyo3::PyTraverseError;
 
 use super::bell::{Bell, Rope};
+use super::capture::Capture;
 use super::entry::Entry;
-use super::errors::{self, FatalError, NodeClosedError, RaftError, ReentrantCallError, WrongLoopError};
+use super::errors::{
+    self, FatalError, NodeClosedError, RaftError, ReentrantCallError, SnapshotError, WrongLoopError,
+};
 use super::faults::Faults;
 use super::futures::Futures;
 use super::hints::{Data, EventLoop, Figures, FutureOf, Items, Nothing};
@@ -26,7 +29,7 @@ use super::settings::{duration, Settings};
 use super::start::{start_driver, Options};
 use super::state::{AtCursor, Group, Phase, Refusal, State, Waiter};
 use super::{drain, payload, status};
-use crate::driver::port::{now_ns, Port, Proposal, Request};
+use crate::driver::port::{now_ns, Port, Proposal, Request, Wake};
 
 /// A node, on the side of its event loop. Private: use `aioraft.Node`.
 ///
@@ -40,6 +43,7 @@ use crate::driver::port::{now_ns, Port, Proposal, Request};
 ///
 /// `listen` is "host:port", or the file descriptor of a bound TCP socket, which is duplicated. `config` has the
 /// attributes of `aioraft.Config`. With `batch` the entries go to `state_machine.apply_batch`, 256 at most in a call.
+/// With `snapshots` the state machine is asked for them; `durable_applied` is what it says by its method of that name.
 /// With `echo` there is no Raft and no cluster: what is proposed to a single member is applied at once, and several
 /// members never have a majority; it is there to measure and to test the way between asyncio and the driver.
 #[pyclass(frozen, weakref, module = "aioraft._core")]
@@ -47,6 +51,7 @@ pub struct Core {
     pub(super) owner: Owner,
     pub(super) node_id: u64,
     is_echo: bool,
+    takes_snapshots: bool,
     running_loop: Py<PyAny>,
     pub(super) settings: Settings,
     pub(super) futures: Futures,
@@ -77,7 +82,8 @@ impl Core {
     #[pyo3(signature = (
         *, r#loop, node_id: "int", members: "dict[int, str]", cluster: "str",
         data_dir: "str | None", listen: "str | int", advertise: "str | None", config,
-        state_machine, batch: "bool" = false, echo: "bool" = false, faults: "Faults | None" = None
+        state_machine, batch: "bool" = false, snapshots: "bool" = false,
+        durable_applied: "tuple[int, int] | None" = None, echo: "bool" = false, faults: "Faults | None" = None
     ))]
     #[allow(clippy::too_many_arguments)] // all of them by name
     fn new(
@@ -91,6 +97,8 @@ impl Core {
         config: &Bound<'_, PyAny>,
         state_machine: &Bound<'_, PyAny>,
         batch: bool,
+        snapshots: bool,
+        durable_applied: Option<(u64, u64)>,
         echo: bool,
         faults: Option<PyRef<'_, Faults>>,
     ) -> PyResult<Self> {
@@ -107,6 +115,8 @@ impl Core {
             listen: listen.resolve()?,
             advertise,
             tuning: settings.tuning.clone(),
+            takes_snapshots: snapshots,
+            durable_applied,
             logger: slog::Logger::root(RaftDrain(Arc::clone(&logs)), slog::o!()),
             dispatch: tracing::Dispatch::new(Subscriber(Arc::clone(&logs))),
             faults: faults.map(|faults| faults.0.clone()),
@@ -115,6 +125,7 @@ impl Core {
             owner: Owner::current(),
             node_id,
             is_echo: echo,
+            takes_snapshots: snapshots,
             running_loop: py.import("asyncio")?.getattr("_get_running_loop")?.unbind(),
             settings,
             futures: Futures::new(&event_loop)?,
@@ -284,6 +295,46 @@ impl Core {
         let future = self.futures.create(py)?;
         let token = self.state.lock().waiters.insert(Waiter::Barrier(future.clone().unbind(), deadline_ns));
         port.inbox.request(Request::ReadBarrier { token, deadline_ns });
+        Ok(future.into())
+    }
+
+    /// Take a snapshot, or wait for the one that is being taken. The future resolves with its index once it is durable,
+    /// or fails with `SnapshotError` or `SnapshotTimeoutError`. `timeout` is in seconds; None waits for ever. Raises
+    /// `SnapshotError` if the state machine has none, `ReentrantCallError` inside `apply`. Cancelling stops the waiting,
+    /// not the snapshot.
+    #[pyo3(signature = (timeout: "float | None"))]
+    fn snapshot<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<FutureOf<'py, u64>> {
+        self.check_call(py)?;
+        let deadline_ns = deadline(timeout)?;
+        let port = self.running(py)?;
+        if !self.takes_snapshots {
+            return Err(SnapshotError::new_err(
+                "the state machine has no snapshot(), so the log is kept whole: override snapshot() and restore()",
+            ));
+        }
+        if is_no_time(timeout) {
+            return Err(errors::no_time_for_snapshot());
+        }
+        let future = self.futures.create(py)?;
+        let token = self.state.lock().waiters.insert(Waiter::Snapshot(future.clone().unbind()));
+        port.inbox.request(Request::Snapshot { token, deadline_ns });
+        Ok(future.into())
+    }
+
+    /// Wait until `capture` has room for a chunk, or is over: a future, which never fails.
+    fn wait_capture_room<'py>(&self, py: Python<'py>, capture: Py<Capture>) -> PyResult<FutureOf<'py, Nothing>> {
+        self.check_owner()?;
+        let future = self.futures.create(py)?;
+        let rope: Arc<dyn Wake> = Arc::new(Rope(Arc::clone(&self.bell)));
+        let is_running = matches!(self.state.lock().phase, Phase::Running | Phase::Closing);
+        if !is_running {
+            capture.get().abandon();
+        }
+        // Noted first: the bell may ring at once.
+        self.state.lock().capture_room.push((capture.clone_ref(py), future.clone().unbind()));
+        if !capture.get().wake_at_room(rope) {
+            self.make_capture_room(py);
+        }
         Ok(future.into())
     }
 

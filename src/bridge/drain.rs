@@ -4,6 +4,7 @@
 //! tasks run in between, and leaves the bell ringing so that the loop calls it again.
 
 use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyKeyboardInterrupt, PySystemExit};
@@ -15,7 +16,9 @@ use super::entry::Entry;
 use super::errors::{self, Compacted};
 use super::machine::{self, Outcome, Poisoned, BATCH};
 use super::state::{AtCursor, Backlog, Batch, Phase, Waiter};
+use crate::driver::capture::Capture;
 use crate::driver::port::{now_ns, Applied, Completion, Failure, Port, Token};
+use crate::storage::snapshot::SnapshotFile;
 
 /// How long a slice may hold the loop, unless a single call of `apply` takes longer.
 const SLICE: Duration = Duration::from_micros(500);
@@ -61,7 +64,7 @@ pub fn run(this: &Bound<'_, Core>) -> PyResult<()> {
     if core.is_draining.swap(true, Ordering::Relaxed) {
         return Ok(());
     }
-    let done = Drain { core, port, slice: Slice::new(), released: 0 }.run(this);
+    let done = Drain { core, port, slice: Slice::new(), released: 0, passed_on: None }.run(this);
     core.is_draining.store(false, Ordering::Relaxed);
     done
 }
@@ -72,6 +75,8 @@ struct Drain<'a> {
     slice: Slice,
     /// Futures resolved whose tasks may well propose again.
     released: usize,
+    /// What `snapshot` raised that is the loop's to handle.
+    passed_on: Option<PyErr>,
 }
 
 impl Drain<'_> {
@@ -81,9 +86,9 @@ impl Drain<'_> {
         if backlog.is_empty() {
             self.port.completions.take(&mut backlog.completions);
         }
-        let worked = self.work(py, &mut backlog);
+        let worked = self.work(this, &mut backlog);
         let passed_on = match worked {
-            Ok(()) => Ok(()),
+            Ok(()) => self.passed_on.take().map_or(Ok(()), Err),
             Err(poisoned) => self.core.stop(py, &mut backlog, poisoned),
         };
         let has_more_waiters = self.after(py);
@@ -113,7 +118,8 @@ impl Drain<'_> {
             self.port.completions.acknowledge_wake();
             self.core.logs.acknowledge();
             self.port.completions.take(&mut backlog.completions);
-            if !backlog.is_empty() || !self.core.logs.is_empty() {
+            let has_room = self.core.state.lock().capture_room.iter().any(|(capture, _)| capture.get().has_room());
+            if !backlog.is_empty() || !self.core.logs.is_empty() || has_room {
                 bell.ring();
             }
         } else if !bell.is_level_triggered() {
@@ -123,7 +129,8 @@ impl Drain<'_> {
         Ok(())
     }
 
-    fn work(&mut self, py: Python<'_>, backlog: &mut Backlog) -> Result<(), Poisoned> {
+    fn work(&mut self, this: &Bound<'_, Core>, backlog: &mut Backlog) -> Result<(), Poisoned> {
+        let py = this.py();
         while !self.slice.is_over {
             if let Some(batch) = &mut backlog.batch {
                 self.apply(py, batch)?;
@@ -159,7 +166,14 @@ impl Drain<'_> {
                         self.core.futures.resolve(py, future.bind(py), address.to_string());
                     }
                 }
-                Completion::Restore { .. } | Completion::Snapshot { .. } => {}
+                Completion::Capture(capture) => self.capture(this, capture),
+                Completion::Restore { file } => self.restore(py, file)?,
+                Completion::Snapshot { token, index } => {
+                    let waiter = self.core.state.lock().take_waiter(token);
+                    if let Some(Waiter::Snapshot(future)) = waiter {
+                        self.core.futures.resolve(py, future.bind(py), index);
+                    }
+                }
                 Completion::Stopped { fatal } => self.core.stopped_by(py, fatal),
             }
         }
@@ -224,6 +238,34 @@ impl Drain<'_> {
         }
     }
 
+    /// Asks for a snapshot, which is the state machine's answer before it sees anything further (rules C2, C3).
+    fn capture(&mut self, this: &Bound<'_, Core>, capture: Arc<Capture>) {
+        if self.core.is_past_draining() {
+            return;
+        }
+        let inside = self.core.enter_apply();
+        let taken = self.core.machine.capture(this, capture);
+        drop(inside);
+        if let Err(error) = taken {
+            self.passed_on = Some(error);
+            self.slice.is_over = true;
+        }
+        self.slice.look();
+    }
+
+    fn restore(&mut self, py: Python<'_>, file: Arc<dyn SnapshotFile>) -> Result<(), Poisoned> {
+        if self.core.is_past_draining() {
+            return Ok(());
+        }
+        let index = file.head().index;
+        let inside = self.core.enter_apply();
+        self.core.machine.restore(py, file)?;
+        drop(inside);
+        self.port.cursor.set_applied(index);
+        self.slice.look();
+        Ok(())
+    }
+
     fn give_back(&self, bytes: usize) {
         let left = self.port.completions.consumed(bytes);
         let low_water = self.core.settings.tuning.max_unapplied_bytes / 2;
@@ -238,6 +280,7 @@ impl Drain<'_> {
         let error = match &waiter {
             Waiter::Proposal(..) | Waiter::Item { .. } => errors::of_proposal(failure),
             Waiter::Barrier(..) | Waiter::Range(..) => errors::of_read(failure),
+            Waiter::Snapshot(..) => errors::of_snapshot(failure),
         };
         self.core.resolve(py, waiter, Err(error));
     }
@@ -293,6 +336,7 @@ impl Drain<'_> {
             self.tell_leadership(py);
         }
         self.tell_cursor(py, applied);
+        self.core.make_capture_room(py);
         let has_more = self.let_in(py);
         self.core.loggers.refresh(py, &self.core.logs);
         self.core.loggers.emit(py, &self.core.logs, RECORDS_PER_SLICE);
@@ -340,7 +384,10 @@ impl Core {
     /// Whether the caller has cancelled.
     fn has_left(&self, py: Python<'_>, waiter: &Waiter) -> bool {
         let future = match waiter {
-            Waiter::Proposal(future, _) | Waiter::Barrier(future, _) | Waiter::Range(future) => future.clone_ref(py),
+            Waiter::Proposal(future, _)
+            | Waiter::Barrier(future, _)
+            | Waiter::Range(future)
+            | Waiter::Snapshot(future) => future.clone_ref(py),
             Waiter::Item { group, .. } => match self.state.lock().groups.get_mut(*group) {
                 Some(group) => group.future.clone_ref(py),
                 None => return true,
@@ -352,7 +399,10 @@ impl Core {
     /// Ends the call of `waiter`.
     pub(super) fn resolve(&self, py: Python<'_>, waiter: Waiter, outcome: PyResult<Bound<'_, PyAny>>) {
         match waiter {
-            Waiter::Proposal(future, _) | Waiter::Barrier(future, _) | Waiter::Range(future) => match outcome {
+            Waiter::Proposal(future, _)
+            | Waiter::Barrier(future, _)
+            | Waiter::Range(future)
+            | Waiter::Snapshot(future) => match outcome {
                 Ok(value) => self.futures.resolve(py, future.bind(py), value),
                 Err(error) => self.futures.fail(py, future.bind(py), error),
             },
@@ -374,6 +424,21 @@ impl Core {
                     self.futures.resolve(py, group.future.bind(py), group.results);
                 }
             }
+        }
+    }
+
+    /// Lets those go on who wait for room in a capture that has some.
+    pub(super) fn make_capture_room(&self, py: Python<'_>) {
+        let mut state = self.state.lock();
+        if state.capture_room.is_empty() {
+            return;
+        }
+        let waiting = std::mem::take(&mut state.capture_room);
+        let (ready, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|(capture, _)| capture.get().has_room());
+        state.capture_room = rest;
+        drop(state);
+        for (_capture, future) in ready {
+            self.futures.resolve(py, future.bind(py), py.None());
         }
     }
 

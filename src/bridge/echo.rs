@@ -3,6 +3,8 @@
 //! It shares every line of the bridge with the real one, so that benchmarks can tell what the crossing between asyncio
 //! and a thread costs by itself, and tests can drive the bridge alone. A single member leads from the start. With more
 //! members there is never a majority: calls wait for their deadlines.
+//!
+//! Its snapshot lies in its `data_dir`, and the next echo that is started there begins with it.
 
 use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpListener};
@@ -12,12 +14,16 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::echo_store::EchoStore;
+use crate::driver::capture::Captures;
 use crate::driver::clock;
 use crate::driver::port::{
     now_ns, Applied, Completion, Completions, Cursor, Failure, Fatal, Inbox, InboxBatch, Leadership, Port, Proposal,
     Request, Status, Token, Wake,
 };
 use crate::driver::{Listen, Options, SpawnError, Spawned};
+use crate::engine::APPLICATION_GROUP;
+use crate::storage::snapshot::SnapshotFile;
 
 const TERM: u64 = 1;
 const NO_MAJORITY: &str = "an echo with several members has no leader";
@@ -25,10 +31,14 @@ const NO_MAJORITY: &str = "an echo with several members has no leader";
 /// Starts the echo's thread.
 pub fn spawn(options: Options, application: Box<dyn Wake>) -> Result<Spawned, SpawnError> {
     let sleeper = Arc::new(Sleeper::default());
+    let held = options.durable_applied.map_or(0, |(index, _)| index);
+    let store = Arc::new(EchoStore::new(options.data_dir.clone()));
+    let newest = store.newest().filter(|file| file.head().index > held);
+    let rouse = Box::new(Rouse(Arc::clone(&sleeper)));
     let port = Port {
         inbox: Arc::new(Inbox::new(Box::new(Rouse(Arc::clone(&sleeper))))),
         completions: Arc::new(Completions::new(application)),
-        cursor: Arc::new(Cursor::default()),
+        cursor: Arc::new(Cursor::at(held)),
         status: Arc::new(Mutex::new(Status { id: options.id, role: "follower", boot: 1, ..Status::default() })),
     };
     let echo = Echo {
@@ -41,7 +51,12 @@ pub fn spawn(options: Options, application: Box<dyn Wake>) -> Result<Spawned, Sp
         history_bytes: 0,
         max_history_bytes: options.tuning.entry_cache_bytes,
         max_unapplied_bytes: options.tuning.max_unapplied_bytes,
-        index: 0,
+        index: newest.as_ref().map_or(held, |file| file.head().index),
+        newest,
+        trail: options.tuning.snapshot_trail,
+        captures: Captures::new(options.id, store, rouse, options.dispatch.clone()),
+        is_capturing: false,
+        snapshotting: Vec::new(),
         close_at_ns: None,
         out: Vec::new(),
     };
@@ -78,7 +93,7 @@ impl Sleeper {
     }
 }
 
-/// A call that waits for a majority that never comes.
+/// A call that waits for something that may not come, such as a majority.
 struct Undecided {
     token: Token,
     deadline_ns: Option<u64>,
@@ -97,6 +112,14 @@ struct Echo {
     max_history_bytes: usize,
     max_unapplied_bytes: usize,
     index: u64,
+    /// What it begins with.
+    newest: Option<Arc<dyn SnapshotFile>>,
+    /// Entries kept behind a snapshot.
+    trail: u64,
+    captures: Captures,
+    is_capturing: bool,
+    /// Wait for the snapshot that is being taken.
+    snapshotting: Vec<Undecided>,
     close_at_ns: Option<u64>,
     out: Vec<Completion>,
 }
@@ -109,6 +132,7 @@ impl Echo {
             Ok((_listener, address)) => {
                 tracing::info!(%address, members = if self.is_alone { 1 } else { 2 }, "the echo has started");
                 self.out.push(Completion::Listening { address });
+                self.out.extend(self.newest.take().map(|file| Completion::Restore { file }));
                 self.lead();
                 self.serve();
             }
@@ -126,6 +150,7 @@ impl Echo {
             let is_idle = batch.proposals.is_empty() && batch.requests.is_empty();
             self.take(&mut batch);
             self.commit();
+            self.take_outcomes();
             self.expire();
             if self.close_at_ns.is_some_and(|at| self.is_drained() || at <= now_ns()) {
                 self.end();
@@ -168,7 +193,14 @@ impl Echo {
                     let result = self.range(after, max_bytes);
                     self.out.push(Completion::Range { token, result });
                 }
-                Request::Snapshot { .. } => {}
+                Request::Snapshot { token, deadline_ns } => {
+                    self.commit();
+                    self.snapshotting.push(Undecided { token, deadline_ns });
+                    if !std::mem::replace(&mut self.is_capturing, true) {
+                        let capture = self.captures.begin(APPLICATION_GROUP, self.index, TERM, Vec::new());
+                        self.out.push(Completion::Capture(capture));
+                    }
+                }
                 #[cfg(test)]
                 Request::Unguarded(_) => {}
                 Request::Close { drain } => {
@@ -208,6 +240,24 @@ impl Echo {
         status.timestamp_ns = time_ns;
     }
 
+    fn take_outcomes(&mut self) {
+        for outcome in self.captures.take_outcomes() {
+            self.is_capturing = false;
+            let index = outcome.index;
+            if outcome.result.is_ok() {
+                while self.history.front().is_some_and(|oldest| oldest.index + self.trail <= index) {
+                    let oldest = self.history.pop_front();
+                    self.history_bytes -= oldest.map_or(0, |oldest| oldest.command.as_bytes().len());
+                }
+            }
+            let failure = outcome.result.err().map(|reason| Failure::Snapshot { reason });
+            self.out.extend(self.snapshotting.drain(..).map(|Undecided { token, .. }| match failure.clone() {
+                None => Completion::Snapshot { token, index },
+                Some(failure) => Completion::Failed { token, failure },
+            }));
+        }
+    }
+
     fn range(&self, after: u64, max_bytes: u64) -> Result<(Vec<Applied>, u64), u64> {
         let first = self.index + 1 - self.history.len() as u64;
         if after + 1 < first {
@@ -228,32 +278,33 @@ impl Echo {
     }
 
     fn expire(&mut self) {
-        if self.undecided.iter().all(|call| call.deadline_ns.is_none()) {
+        let calls = self.undecided.iter().chain(&self.snapshotting);
+        if calls.filter_map(|call| call.deadline_ns).next().is_none() {
             return;
         }
         let now_ns = now_ns();
-        let out = &mut self.out;
-        self.undecided.retain(|call| {
-            let is_late = call.deadline_ns.is_some_and(|deadline| deadline <= now_ns);
-            if is_late {
-                let failure = Failure::TimedOutUnsent { reason: NO_MAJORITY.into() };
-                out.push(Completion::Failed { token: call.token, failure });
-            }
-            !is_late
-        });
+        for token in take_late(&mut self.undecided, now_ns) {
+            let failure = Failure::TimedOutUnsent { reason: NO_MAJORITY.into() };
+            self.out.push(Completion::Failed { token, failure });
+        }
+        for token in take_late(&mut self.snapshotting, now_ns) {
+            self.out.push(Completion::Failed { token, failure: Failure::TimedOut });
+        }
     }
 
     fn next_deadline_ns(&self) -> Option<u64> {
-        self.undecided.iter().filter_map(|call| call.deadline_ns).chain(self.close_at_ns).min()
+        let calls = self.undecided.iter().chain(&self.snapshotting);
+        calls.filter_map(|call| call.deadline_ns).chain(self.close_at_ns).min()
     }
 
     fn is_drained(&self) -> bool {
-        self.waiting.is_empty() && self.undecided.is_empty()
+        self.waiting.is_empty() && self.undecided.is_empty() && self.snapshotting.is_empty()
     }
 
     fn end(&mut self) {
         let waiting = self.waiting.drain(..).map(|proposal| proposal.token);
-        let tokens = waiting.chain(self.undecided.drain(..).map(|call| call.token));
+        let undecided = self.undecided.drain(..).chain(self.snapshotting.drain(..));
+        let tokens = waiting.chain(undecided.map(|call| call.token));
         self.out.extend(tokens.map(|token| Completion::Failed { token, failure: Failure::ClosedUnsent }));
         self.stop(None);
     }
@@ -262,6 +313,13 @@ impl Echo {
         self.out.push(Completion::Stopped { fatal });
         self.port.completions.push(&mut self.out);
     }
+}
+
+fn take_late(calls: &mut Vec<Undecided>, now_ns: u64) -> impl Iterator<Item = Token> {
+    let is_late = |call: &Undecided| call.deadline_ns.is_some_and(|deadline| deadline <= now_ns);
+    let (late, rest): (Vec<_>, Vec<_>) = std::mem::take(calls).into_iter().partition(is_late);
+    *calls = rest;
+    late.into_iter().map(|call| call.token)
 }
 
 fn bind(listen: Listen) -> std::io::Result<(TcpListener, SocketAddr)> {

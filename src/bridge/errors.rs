@@ -19,6 +19,8 @@ import_exception!(aioraft._errors, OutcomeUnknownError);
 import_exception!(aioraft._errors, AppliedWithoutResultError);
 import_exception!(aioraft._errors, ApplyError);
 import_exception!(aioraft._errors, ReadTimeoutError);
+import_exception!(aioraft._errors, SnapshotError);
+import_exception!(aioraft._errors, SnapshotTimeoutError);
 import_exception!(aioraft._errors, Compacted);
 import_exception!(aioraft._errors, ReentrantCallError);
 import_exception!(aioraft._errors, WrongLoopError);
@@ -43,6 +45,7 @@ pub fn of_proposal(failure: Failure) -> PyErr {
         )),
         Failure::ClosedUnsent => closed(Some(false)),
         Failure::Closed => closed(None),
+        Failure::Snapshot { reason } => SnapshotError::new_err(reason),
     }
 }
 
@@ -72,7 +75,24 @@ pub fn of_read(failure: Failure) -> PyErr {
             RaftError::new_err(format!("the read was overtaken by a snapshot at index {index}: read again"))
         }
         Failure::ClosedUnsent | Failure::Closed => closed(Some(false)),
+        Failure::Snapshot { reason } => SnapshotError::new_err(reason),
     }
+}
+
+/// What the waiter of a snapshot gets for `failure`.
+pub fn of_snapshot(failure: Failure) -> PyErr {
+    match failure {
+        Failure::TimedOutUnsent { .. } | Failure::TimedOut => SnapshotTimeoutError::new_err(
+            "the deadline passed while the snapshot was being taken, which goes on: wait for it with another \
+             `snapshot()`, and longer",
+        ),
+        other => of_read(other),
+    }
+}
+
+/// What a snapshot gets whose timeout has passed before it begins.
+pub fn no_time_for_snapshot() -> PyErr {
+    SnapshotTimeoutError::new_err("timeout = 0: no time was left to take a snapshot; give it some seconds")
 }
 
 /// What `start` raises for a node that never ran.

@@ -103,6 +103,10 @@ hinted! {
     Data: DATA
 }
 hinted! {
+    /// A chunk of a snapshot.
+    Chunk: type_hint_identifier!("builtins", "bytes")
+}
+hinted! {
     /// Several of what can be proposed.
     Items: type_hint_subscript!(type_hint_identifier!("collections.abc", "Iterable"), DATA)
 }

@@ -135,8 +135,14 @@ impl Core {
         state.latch.clear();
         let groups = state.groups.take_all();
         let futures = state.take_futures();
+        let captures = std::mem::take(&mut state.capture_room);
         drop(state);
         drop(spare);
+        // Whoever writes a snapshot finds that it is over.
+        for (capture, future) in captures {
+            capture.get().abandon();
+            self.futures.resolve(py, future.bind(py), py.None());
+        }
         let error = |stake| match &message {
             Some(message) => {
                 let error = errors::stopped(py, message, stake);

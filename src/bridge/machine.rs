@@ -1,14 +1,21 @@
 //! Calls the user's state machine.
 
+use std::sync::Arc;
+
 use pyo3::exceptions::{PyBaseExceptionGroup, PyException, PyMemoryError, PyOSError, PyRecursionError, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 use pyo3::PyTraverseError;
 
+use super::capture::Capture;
+use super::chunks::Chunks;
+use super::core::Core;
 use super::entry::Entry;
 use super::errors::ApplyError;
+use crate::driver::capture;
 use crate::driver::port::Applied;
+use crate::storage::snapshot::{Form, SnapshotFile};
 
 /// Entries given to `apply_batch` at once, at most: enough to spread a transaction's cost, few enough to come back.
 pub const BATCH: usize = 256;
@@ -19,6 +26,8 @@ pub struct Machine {
     // `apply` or `apply_batch`.
     call: Py<PyAny>,
     is_batch: bool,
+    // `aioraft._snapshots`
+    snapshots: Py<PyModule>,
     // `collections.abc.Coroutine`
     coroutine: Py<PyAny>,
 }
@@ -39,7 +48,8 @@ impl Machine {
     pub fn new(object: &Bound<'_, PyAny>, is_batch: bool) -> PyResult<Self> {
         let call = object.getattr(if is_batch { "apply_batch" } else { "apply" })?.unbind();
         let coroutine = object.py().import("collections.abc")?.getattr("Coroutine")?.unbind();
-        Ok(Self { object: object.clone().unbind(), call, is_batch, coroutine })
+        let snapshots = object.py().import("aioraft._snapshots")?.unbind();
+        Ok(Self { object: object.clone().unbind(), call, is_batch, snapshots, coroutine })
     }
 
     /// Whether it takes several entries a call.
@@ -101,6 +111,38 @@ impl Machine {
             sorted.push(Err(error));
         }
         Ok(sorted)
+    }
+
+    /// Asks for a snapshot of what is applied by now. Whatever becomes of it becomes of `capture`; an error is not meant
+    /// for it (KeyboardInterrupt).
+    pub fn capture(&self, core: &Bound<'_, Core>, capture: Arc<capture::Capture>) -> PyResult<()> {
+        let py = core.py();
+        let capture = Bound::new(py, Capture::new(capture))?;
+        self.snapshots.bind(py).call_method1("take", (core, &self.object, capture)).map(drop)
+    }
+
+    /// Replaces the state by that in `file`. There is no going on without it.
+    pub fn restore(&self, py: Python<'_>, file: Arc<dyn SnapshotFile>) -> Result<(), Poisoned> {
+        let (index, is_chunked) = (file.head().index, file.head().form == Form::Chunks);
+        let restored = Bound::new(py, Chunks::new(file.chunks())).and_then(|chunks| {
+            let restored = self.snapshots.bind(py).call_method1("restore", (&self.object, &chunks, is_chunked));
+            Ok((restored.err(), chunks.get().close()))
+        });
+        let (message, cause) = match restored {
+            Ok((None, None)) => return Ok(()),
+            Ok((cause, Some(damage))) => {
+                (format!("the snapshot of index {index} cannot be restored, so this node has stopped: {damage}"), cause)
+            }
+            Ok((Some(error), None)) | Err(error) => {
+                let message = format!(
+                    "restore raised {} for the snapshot of index {index}, and without that state this node has stopped: \
+                     remove the cause and start it again",
+                    brief(py, &error)
+                );
+                (message, Some(error))
+            }
+        };
+        Err(Poisoned { message, cause })
     }
 
     /// What takes the place of an awaitable that `method` returned. A coroutine is closed: nobody will await it.

@@ -6,6 +6,7 @@
 //! | `lifecycle` | how a `Core` is connected to its loop, and how it ends |
 //! | [`drain`] | the way back: works through the driver's completions on the loop's thread, in bounded slices |
 //! | [`machine`] | calls the user's state machine and sorts what it returns and raises |
+//! | [`capture`], [`chunks`] | `Capture` and `Chunks`: a snapshot on its way out of Python, and back in |
 //! | [`state`], [`slab`], [`cursor_waiters`], [`latch`] | who waits for what |
 //! | [`futures`] | asyncio futures: made, resolved, failed |
 //! | [`outbox`] | gathers proposals that are made together into one batch |
@@ -18,14 +19,19 @@
 //! | [`logging`] | tracing and slog events on their way to Python's `logging` |
 //! | [`start`] | the one place where the driver is started |
 //! | [`world`] | a simulated cluster whose state machines are Python's |
-//! | [`echo`] | a driver without Raft, to measure the crossing by itself |
+//! | [`echo`], [`echo_store`] | a driver without Raft, to measure the crossing by itself, and where its snapshots lie |
 //!
 //! Two rules hold everywhere here. The driver's threads never take the GIL: nothing that they hold owns a Python
-//! object. And no Python code runs, not even a deallocation, while [`state`] is locked, because any Python code may
+//! object, except for the exact `bytes` of a snapshot, which they only read, and whose release runs no Python code and
+//! is left to whoever next holds the GIL. And no Python code runs, not even a deallocation, while [`state`] is locked, because any Python code may
 //! call back into `Core`.
 
 #[cfg(feature = "python")]
 pub mod bell;
+#[cfg(feature = "python")]
+pub mod capture;
+#[cfg(feature = "python")]
+pub mod chunks;
 #[cfg(feature = "python")]
 pub mod core;
 pub mod cursor_waiters;
@@ -33,6 +39,8 @@ pub mod cursor_waiters;
 pub mod drain;
 #[cfg(feature = "python")]
 pub mod echo;
+#[cfg(feature = "python")]
+pub mod echo_store;
 #[cfg(feature = "python")]
 pub mod entry;
 #[cfg(feature = "python")]
@@ -75,6 +83,10 @@ pub mod world;
 pub mod _core {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use super::capture::Capture;
+    #[pymodule_export]
+    use super::chunks::Chunks;
     #[pymodule_export]
     use super::core::Core;
     #[pymodule_export]

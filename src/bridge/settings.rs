@@ -30,12 +30,22 @@ impl Settings {
                 max_uncommitted_bytes: config.getattr("max_uncommitted_bytes")?.extract()?,
                 max_unapplied_bytes: config.getattr("max_unapplied_bytes")?.extract()?,
                 entry_cache_bytes: config.getattr("entry_cache_bytes")?.extract()?,
+                snapshot_entries: count_or_never(config, "snapshot_entries")?,
+                snapshot_bytes: count_or_never(config, "snapshot_bytes")?,
+                snapshot_trail: config.getattr("snapshot_trail")?.extract()?,
+                snapshot_rate: config.getattr("snapshot_rate")?.extract()?,
                 insecure: config.getattr("insecure")?.extract()?,
             },
             max_pending_proposals: config.getattr("max_pending_proposals")?.extract()?,
             max_pending_bytes: config.getattr("max_pending_bytes")?.extract()?,
         })
     }
+}
+
+/// A count that no log reaches stands for None.
+fn count_or_never(config: &Bound<'_, PyAny>, field: &str) -> PyResult<u64> {
+    let value: Option<u64> = config.getattr(field)?.extract()?;
+    Ok(value.unwrap_or(u64::MAX))
 }
 
 fn seconds(config: &Bound<'_, PyAny>, field: &str) -> PyResult<Duration> {

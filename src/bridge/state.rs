@@ -8,6 +8,7 @@ use pyo3::exceptions::PyBaseException;
 use pyo3::prelude::*;
 use pyo3::PyTraverseError;
 
+use super::capture::Capture;
 use super::cursor_waiters::CursorWaiters;
 use super::latch::Latch;
 use super::outbox::Outbox;
@@ -48,6 +49,8 @@ pub enum Waiter {
     Barrier(Future, Option<u64>),
     /// A reader of applied entries.
     Range(Future),
+    /// Somebody who wants a snapshot.
+    Snapshot(Future),
 }
 
 /// The proposals of one `propose_many`.
@@ -150,6 +153,8 @@ pub struct State {
     pub latch: Latch,
     /// Wait for its next version.
     pub leadership: Vec<Future>,
+    /// Wait for room in a capture.
+    pub capture_room: Vec<(Py<Capture>, Future)>,
     /// Between two slices.
     pub backlog: Backlog,
     /// The longest slice so far, nanoseconds.
@@ -187,6 +192,7 @@ impl State {
             at_cursor: CursorWaiters::default(),
             latch: Latch::default(),
             leadership: Vec::new(),
+            capture_room: Vec::new(),
             backlog: Backlog::default(),
             longest_drain_ns: 0,
         }
@@ -244,7 +250,9 @@ impl State {
         for waiter in self.waiters.take_all() {
             match waiter {
                 Waiter::Proposal(future, _) => futures.push((future, Stake::UnderWay)),
-                Waiter::Barrier(future, _) | Waiter::Range(future) => futures.push((future, Stake::Nothing)),
+                Waiter::Barrier(future, _) | Waiter::Range(future) | Waiter::Snapshot(future) => {
+                    futures.push((future, Stake::Nothing));
+                }
                 Waiter::Item { .. } => (),
             }
         }
@@ -263,9 +271,10 @@ impl State {
     pub fn traverse(&self, visit: pyo3::PyVisit<'_>) -> Result<(), PyTraverseError> {
         for waiter in self.waiters.iter() {
             match waiter {
-                Waiter::Proposal(future, _) | Waiter::Barrier(future, _) | Waiter::Range(future) => {
-                    visit.call(future)?
-                }
+                Waiter::Proposal(future, _)
+                | Waiter::Barrier(future, _)
+                | Waiter::Range(future)
+                | Waiter::Snapshot(future) => visit.call(future)?,
                 Waiter::Item { .. } => (),
             }
         }
@@ -276,6 +285,7 @@ impl State {
         self.room.iter().try_for_each(|future| visit.call(future))?;
         self.at_cursor.iter().try_for_each(|waiter| visit.call(waiter.future()))?;
         self.leadership.iter().try_for_each(|future| visit.call(future))?;
+        self.capture_room.iter().try_for_each(|(_, future)| visit.call(future))?;
         self.starting.iter().chain(&self.closers).try_for_each(|future| visit.call(future))?;
         self.failure.iter().try_for_each(|(_, error)| visit.call(error))
     }

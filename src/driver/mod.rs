@@ -5,6 +5,7 @@
 //! | [`faults`] | faults put in on purpose, for tests |
 //! | [`port`] | the two queues between the driver and the application beside it |
 //! | [`options`] | what a node is started with |
+//! | [`capture`] | a snapshot on its way from the application into its file |
 //! | `start` | from options to a node that listens |
 //! | `node` | the driver's loop: one round is one batch |
 //! | `persister` | the thread that keeps the log |
@@ -13,6 +14,7 @@
 //! | `witness` | what is remembered of a peer, so that a rolled-back one is known |
 //! | [`clock`] | the only place where clocks are read |
 
+pub mod capture;
 pub mod clock;
 pub mod faults;
 pub(crate) mod gate;
@@ -60,7 +62,7 @@ pub fn spawn(options: Options, application: Box<dyn Wake>) -> Result<Spawned, Sp
     let port = Port {
         inbox: Arc::new(Inbox::new(Box::new(WakeDriver(wake.clone())))),
         completions: Arc::new(Completions::new(application)),
-        cursor: Arc::new(Cursor::default()),
+        cursor: Arc::new(Cursor::at(options.durable_applied.map_or(0, |(index, _)| index))),
         status: Arc::new(Mutex::new(Status { id: options.id, role: "forming", ..Default::default() })),
     };
     let theirs = port.clone();

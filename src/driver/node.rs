@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::capture::{Captures, Outcome};
 use super::clock;
 use super::faults::Arrivals;
 use super::gate::{Gate, Members};
@@ -21,8 +22,9 @@ use super::persister::{End, Persister, Task};
 use super::port::{Completion, Fatal, InboxBatch, PeerStatus, Port, Proposal, Request, Status};
 use super::start::{self, Resumed, StartError, Started};
 use super::witness::Spoken;
+use super::WakeDriver;
 use crate::engine::formation::{Report, Stage};
-use crate::engine::{Effect, Engine, Fault, HandOut, NodeId, Now, Reader, Refused, Rejection, APPLICATION_GROUP};
+use crate::engine::{Effect, Engine, Fault, HandOut, Marker, NodeId, Now, Reader, Refused, Rejection, APPLICATION_GROUP};
 use crate::storage::snapshot::SnapshotStore;
 use crate::storage::{Figures, StorageError};
 use crate::transport::{self, Event, Events, Network, Quiet};
@@ -77,6 +79,8 @@ struct Node {
     persister: Persister,
     /// Files beside the log.
     snapshots: Arc<dyn SnapshotStore>,
+    /// Snapshots of the application on their way into files.
+    captures: Captures,
     network: Network,
     events: Events,
     /// Faults put in on purpose, by tests.
@@ -130,6 +134,12 @@ impl Node {
             id: options.id,
             engine,
             persister,
+            captures: Captures::new(
+                options.id,
+                snapshots.clone(),
+                Box::new(WakeDriver(wake.clone())),
+                options.dispatch.clone(),
+            ),
             snapshots,
             network,
             events,
@@ -215,6 +225,7 @@ impl Node {
             return Err(Stop::Crashed);
         }
         self.take_answers()?;
+        self.take_captures();
         self.take_events();
         self.take_inbox()?;
         let ticked = self.tick();
@@ -264,6 +275,21 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    fn take_captures(&mut self) {
+        for Outcome { index, result } in self.captures.take_outcomes() {
+            match &result {
+                Ok(file) => {
+                    let bytes = file.name().bytes;
+                    tracing::info!(node = self.id, group = APPLICATION_GROUP, index, bytes, "a snapshot of entry {index} is taken");
+                }
+                Err(reason) => {
+                    tracing::warn!(node = self.id, group = APPLICATION_GROUP, index, "no snapshot of entry {index}: {reason}");
+                }
+            }
+            self.engine.handle_captured(index, result.map(|file| *file.name()));
+        }
     }
 
     /// Files that nobody needs go. It is the disk's affair how long that takes, and no reason to wait or to stop.
@@ -676,7 +702,10 @@ impl Node {
                     let (entries, through, bytes) = (batch.entries, batch.through, batch.bytes);
                     self.completions.push(Completion::Apply { entries, through, bytes });
                 }
-                Some(HandOut::Capture(_marker)) => {}
+                Some(HandOut::Capture(Marker { index, term, meta })) => {
+                    let capture = self.captures.begin(APPLICATION_GROUP, index, term, meta.encode());
+                    self.completions.push(Completion::Capture(capture));
+                }
                 Some(HandOut::Restore(name)) => {
                     let file = self.snapshots.open(&name)?;
                     self.completions.push(Completion::Restore { file });
@@ -726,6 +755,7 @@ impl Node {
             self.tell_durable();
             let _ = tokio::time::timeout(GOODBYE, self.network.part()).await;
         }
+        self.captures.abandon();
         self.network.shutdown();
         let _ = tokio::time::timeout(NETWORK_STOP, self.network.join()).await;
         if in_order {
@@ -734,10 +764,10 @@ impl Node {
             self.persister.write(&mut self.tasks);
         }
         self.persister.stop(if in_order { End::InOrder } else { End::Abandoned });
-        // The directory is free again when the thread has ended. A disk that hangs is not waited for: the thread ends
+        // The directory is free again when the threads have ended. A disk that hangs is not waited for: the thread ends
         // with its fsync, and holds nothing that anybody waits for.
         let patience = Instant::now() + if in_order { Duration::from_secs(2) } else { NETWORK_STOP };
-        while !self.persister.is_stopped() && Instant::now() < patience {
+        while !(self.persister.is_stopped() && self.captures.is_idle()) && Instant::now() < patience {
             let _ = tokio::time::timeout(Duration::from_millis(5), self.wake.notified()).await;
         }
     }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::capture::Capture;
 use crate::engine::command::Command;
 use crate::engine::NodeId;
 pub use crate::engine::{Applied, Failure, Leadership, Token};
@@ -121,6 +122,9 @@ pub enum Completion {
         /// or the first index that can still be read, if `after` lies before it.
         result: Result<(Vec<Applied>, u64), u64>,
     },
+    /// Ask the application for its snapshot, which is to be what it has applied by now and nothing later (rules C2, C3).
+    /// Comes directly behind the [`Completion::Apply`] whose `through` is the capture's index.
+    Capture(Arc<Capture>),
     /// Replace the application's state by this snapshot, then set its cursor to the snapshot's index. What `Apply` handed
     /// over before it is applied before it.
     Restore {
@@ -285,6 +289,11 @@ impl Completions {
 pub struct Cursor(AtomicU64);
 
 impl Cursor {
+    /// Of an application that holds everything through `index`.
+    pub fn at(index: u64) -> Self {
+        Self(AtomicU64::new(index))
+    }
+
     /// Moves the cursor; only the application's thread calls this.
     pub fn set_applied(&self, index: u64) {
         self.0.store(index, Ordering::Release);

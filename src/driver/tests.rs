@@ -103,7 +103,7 @@ impl Host {
                 }
                 Completion::Leadership(leadership) => self.leadership = leadership,
                 Completion::Stopped { fatal } => self.stopped = Some(fatal),
-                Completion::Restore { .. } | Completion::Snapshot { .. } => {}
+                Completion::Capture(_) | Completion::Restore { .. } | Completion::Snapshot { .. } => {}
                 Completion::Listening { .. } => self.listening = true,
             }
         }

@@ -112,6 +112,7 @@ impl World {
             }
             Completion::Range { .. }
             | Completion::Listening { .. }
+            | Completion::Capture(_)
             | Completion::Snapshot { .. }
             | Completion::Leadership(_)
             | Completion::Stopped { .. } => {}

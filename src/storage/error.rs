@@ -214,7 +214,7 @@ pub enum StorageError {
 
 impl StorageError {
     /// Names the file and the operation of an error of the operating system.
-    pub(super) fn io(path: impl AsRef<Path>, operation: &'static str, source: io::Error) -> Self {
+    pub(crate) fn io(path: impl AsRef<Path>, operation: &'static str, source: io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
             Self::DiskFull { path, operation, source }
@@ -233,7 +233,7 @@ impl StorageError {
     }
 
     /// Names what is damaged.
-    pub(super) fn damaged(path: impl AsRef<Path>, detail: impl Into<String>) -> Self {
+    pub(crate) fn damaged(path: impl AsRef<Path>, detail: impl Into<String>) -> Self {
         Self::Damaged { path: path.as_ref().to_path_buf(), detail: detail.into() }
     }
 }

@@ -14,6 +14,7 @@ from typing import Any
 
 import aioraft
 from aioraft._core import Core
+from aioraft._state_machine import ask_durable, has_snapshot
 
 DEADLINE = 30.0
 """No wait of a test is longer, in seconds."""
@@ -45,12 +46,28 @@ class ScriptedBatch(Scripted):
         return self.answer(entries)
 
 
+class Snapshotting(Scripted):
+    """Its snapshot is what `make` returns; remembers what it was given to restore, chunks as a list."""
+
+    def __init__(self, make: Callable[[], Any] | None = None) -> None:
+        super().__init__()
+        self.make = make
+        self.restored: list[Any] = []
+
+    def snapshot(self) -> Any:
+        return repr(self.seen).encode() if self.make is None else self.make()
+
+    def restore(self, data: Any) -> None:
+        self.restored.append(data if isinstance(data, bytes) else list(data))
+
+
 def make_core(
     machine: aioraft.StateMachine[Any] | None = None,
     *,
     members: int = 1,
     config: aioraft.Config | None = None,
     listen: str | int = "127.0.0.1:0",
+    data_dir: pathlib.Path | None = None,
 ) -> Core:
     """A core of the running loop. With several members it never has a majority: what is proposed waits."""
     machine = machine or Scripted()
@@ -59,21 +76,27 @@ def make_core(
         node_id=1,
         members={member: f"127.0.0.1:{7400 + member}" for member in range(1, members + 1)},
         cluster="default",
-        data_dir=None,
+        data_dir=None if data_dir is None else str(data_dir),
         listen=listen,
         advertise=None,
         config=config or aioraft.Config(),
         state_machine=machine,
         batch=isinstance(machine, ScriptedBatch),
+        snapshots=has_snapshot(machine),
+        durable_applied=ask_durable(machine),
         echo=True,
     )
 
 
 async def started(
-    machine: aioraft.StateMachine[Any] | None = None, *, members: int = 1, config: aioraft.Config | None = None
+    machine: aioraft.StateMachine[Any] | None = None,
+    *,
+    members: int = 1,
+    config: aioraft.Config | None = None,
+    data_dir: pathlib.Path | None = None,
 ) -> Core:
     """A core that listens and, with a single member, leads."""
-    core = make_core(machine, members=members, config=config)
+    core = make_core(machine, members=members, config=config, data_dir=data_dir)
     await core.start()
     while members == 1 and core.leadership[2] is None:
         await core.wait_leadership(core.leadership[0])
@@ -177,4 +200,5 @@ def waiting_calls(core: Core) -> dict[str, Callable[[], asyncio.Future[Any]]]:
         "wait_applied": lambda: core.wait_applied(1000),
         "wait_leadership": lambda: core.wait_leadership(core.leadership[0]),
         "wait_room": lambda: core.wait_room(),
+        "snapshot": lambda: core.snapshot(None),
     }

@@ -11,12 +11,12 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import aioraft
 from aioraft._core import Core
-from core_help import DEADLINE, LOOPS, Scripted, make_core, refusal, started, waiting_calls
+from core_help import DEADLINE, LOOPS, Scripted, Snapshotting, make_core, refusal, started, waiting_calls
 from programs import Programs, kept, run, say_done
 
 PROGRAMS = Programs()
@@ -242,6 +242,108 @@ def loop_in_a_daemon_thread(kind: str) -> None:
 
     threading.Thread(target=run, args=(kind, main()), daemon=True).start()
     assert running.wait(DEADLINE)
+    say_done()
+
+
+def chunks_for_ever() -> Iterator[bytes]:
+    while True:
+        yield bytes(64 * 1024)
+
+
+def count_for_ever() -> bytes:
+    number = 0
+    while True:
+        number += 1
+
+
+SNAPSHOTS: list[Callable[[], Any]] = [chunks_for_ever, lambda: chunks_for_ever, lambda: count_for_ever]
+"""On the loop, in a thread that waits for the disk at times, in a thread that never stops."""
+
+
+async def begin_snapshots() -> None:
+    """Have one of each under way."""
+    for snapshot in SNAPSHOTS:
+        core = await started(Snapshotting(snapshot))
+        kept.extend((core, core.snapshot(None)))
+        await core.propose_many([b"x"] * 10, None)
+        await asyncio.sleep(0.01)
+
+
+@PROGRAMS.add
+def with_snapshots_under_way(kind: str) -> None:
+    run(kind, begin_snapshots())
+    say_done()
+
+
+@PROGRAMS.add
+def loop_stopped_with_snapshots_under_way(kind: str) -> None:
+    warnings.simplefilter("ignore", ResourceWarning)  # the program's own fault
+    loop = LOOPS[kind]()
+    loop.run_until_complete(begin_snapshots())
+    kept.append(loop)
+    say_done()
+
+
+@PROGRAMS.add
+def closed_with_snapshots_under_way(kind: str) -> None:
+    async def main() -> None:
+        for snapshot in SNAPSHOTS:
+            core = await started(Snapshotting(snapshot))
+            waiting = core.snapshot(None)
+            await core.propose(b"x", None)
+            await core.close(0)
+            assert isinstance(waiting.exception(), aioraft.NodeClosedError)
+
+    run(kind, main())
+    say_done()
+
+
+@PROGRAMS.add
+def dropped_with_snapshots_under_way(kind: str) -> None:
+    async def main() -> None:
+        await begin_snapshots()
+        kept.clear()
+        gc.collect()
+
+    run(kind, main())
+    say_done()
+
+
+@PROGRAMS.add
+def snapshots_in_a_daemon_thread(kind: str) -> None:
+    """The interpreter ends under a loop that takes snapshots."""
+    running = threading.Event()
+
+    async def main() -> None:
+        await begin_snapshots()
+        running.set()
+        await asyncio.Event().wait()
+
+    threading.Thread(target=run, args=(kind, main()), daemon=True).start()
+    assert running.wait(DEADLINE)
+    say_done()
+
+
+@PROGRAMS.add
+def forked_with_snapshots_under_way(kind: str) -> None:
+    """In a child they harm nobody."""
+
+    async def main() -> None:
+        await begin_snapshots()
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+        pid = os.fork()
+        if pid == 0:
+            asyncio._set_running_loop(None)
+            kept.clear()
+            gc.collect()
+            os._exit(0)
+        end = time.monotonic() + DEADLINE
+        while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0):
+            assert time.monotonic() < end
+            await asyncio.sleep(0.001)
+        assert os.waitstatus_to_exitcode(ended[1]) == 0
+
+    run(kind, main())
     say_done()
 
 

@@ -12,6 +12,7 @@ import aioraft
 from aioraft._errors import shown
 
 SECONDS = ["election_timeout", "heartbeat_interval", "propose_timeout", "read_timeout", "close_timeout"]
+OPTIONAL = ["snapshot_entries", "snapshot_bytes"]
 COUNTS = [field.name for field in dataclasses.fields(aioraft.Config) if field.name not in [*SECONDS, "insecure"]]
 
 
@@ -31,12 +32,18 @@ def test_seconds_are_checked(field: str, value: Any) -> None:
 @pytest.mark.parametrize("field", COUNTS)
 @pytest.mark.parametrize("value", [1.5, "1", True, -1, None, 2**60, 10**5000], ids=shown)
 def test_counts_are_checked(field: str, value: Any) -> None:
+    if value is None and field in OPTIONAL:
+        aioraft.Config(**{field: value})
+        return
     with pytest.raises(aioraft.ConfigError, match=rf"Config\.{field} = .*whole number"):
         aioraft.Config(**{field: value})
 
 
-def test_only_deadlines_may_be_none() -> None:
+def test_only_deadlines_and_what_may_never_come_may_be_none() -> None:
     aioraft.Config(propose_timeout=None, read_timeout=None)
+    aioraft.Config(snapshot_entries=None, snapshot_bytes=None)
+    with pytest.raises(aioraft.ConfigError, match=r"snapshot_bytes = 1: .* or None"):
+        aioraft.Config(snapshot_bytes=1)
     with pytest.raises(aioraft.ConfigError, match=r"close_timeout = None"):
         aioraft.Config(close_timeout=None)  # type: ignore[arg-type]
 

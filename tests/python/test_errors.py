@@ -27,6 +27,8 @@ SAMPLES = [
     aioraft.AppliedWithoutResultError("m", 7),
     aioraft.ApplyError("m", 7),
     aioraft.ReadTimeoutError("m"),
+    aioraft.SnapshotError("m"),
+    aioraft.SnapshotTimeoutError("m"),
     aioraft.Compacted("m", 7),
     aioraft.ReentrantCallError("m"),
     aioraft.WrongLoopError("m"),
@@ -56,7 +58,12 @@ def test_outcomes() -> None:
 
 def test_deadlines_are_caught_as_timeouts_and_mistakes_as_value_errors() -> None:
     timeouts = {one for one in ERRORS if issubclass(one, TimeoutError)}
-    assert timeouts == {aioraft.ProposalTimeoutError, aioraft.OutcomeUnknownError, aioraft.ReadTimeoutError}
+    assert timeouts == {
+        aioraft.ProposalTimeoutError,
+        aioraft.OutcomeUnknownError,
+        aioraft.ReadTimeoutError,
+        aioraft.SnapshotTimeoutError,
+    }
     assert {one for one in ERRORS if issubclass(one, ValueError)} == {
         aioraft.ConfigError,
         aioraft.ProposalTooLargeError,

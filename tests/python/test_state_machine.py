@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import aioraft
-from aioraft._state_machine import claim, has_batch
+from aioraft._state_machine import ask_durable, claim, has_batch, has_snapshot
 from aioraft.testing import Cluster
 from machines import Adder, BatchAdder
 
@@ -53,6 +53,48 @@ def test_an_instance_is_not_kept_alive() -> None:
 def test_async_methods_are_refused() -> None:
     with pytest.raises(aioraft.ConfigError, match=r"state_machine\.apply is async"):
         claim(AsyncApply())
+
+
+class OneWay(Adder):
+    def snapshot(self) -> bytes:
+        return b""
+
+
+class Lazy(OneWay):
+    def restore(self, data: bytes) -> Any:
+        yield data
+
+
+class Durable(Adder):
+    answer: Any = None
+
+    def durable_applied(self) -> Any:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def test_a_snapshot_needs_its_restore() -> None:
+    with pytest.raises(aioraft.ConfigError, match=r"has snapshot\(\) and no restore\(\)"):
+        claim(OneWay())
+    with pytest.raises(aioraft.ConfigError, match="restore is a generator"):
+        claim(Lazy())
+    assert (has_snapshot(OneWay()), has_snapshot(Adder())) == (True, False)
+
+
+def test_what_is_durable_is_the_place_of_an_entry() -> None:
+    machine = Durable()
+    for answer in (None, (1, 1), (7, 2)):
+        machine.answer = answer
+        assert ask_durable(machine) == answer
+    for wrong in ((0, 0), (1, 0), (1,), [1, 1], 5, "11", (1, 2, 3), (True, 1), (1.0, 1), (2**64, 1)):
+        machine.answer = wrong
+        with pytest.raises(aioraft.ConfigError, match=r"durable_applied\(\) returned .* \(index, term\)"):
+            ask_durable(machine)
+    machine.answer = LookupError("no table")
+    with pytest.raises(aioraft.FatalError, match="durable_applied raised LookupError") as raised:
+        ask_durable(machine)
+    assert raised.value.__cause__ is machine.answer
 
 
 def test_a_state_machine_needs_apply() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterator
 from typing import assert_never, assert_type
 
 from aiohttp import web
@@ -22,6 +23,34 @@ class Stock(aioraft.StateMachine[int]):
         return len(entry.data)
 
 
+class WithBytes(Stock):
+    def snapshot(self) -> bytes:
+        return b""
+
+    def restore(self, data: bytes) -> None: ...
+
+
+class WithChunks(Stock):
+    def snapshot(self) -> Iterator[bytes]:
+        yield b""
+
+    def restore(self, data: Iterator[bytes]) -> None: ...
+
+
+class WithThread(Stock):
+    def snapshot(self) -> Callable[[], list[bytes]]:
+        return lambda: [b""]
+
+    def restore(self, data: Iterator[bytes]) -> None: ...
+
+    def durable_applied(self) -> tuple[int, int]:
+        return 1, 1
+
+
+def the_snapshots() -> tuple[aioraft.SnapshotData, ...]:
+    return WithBytes().snapshot(), WithChunks().snapshot(), WithThread().snapshot(), memoryview(b""), [bytearray()]
+
+
 async def the_node(node: aioraft.Node[int]) -> None:
     assert_type(await node.start(), None)
     assert_type(await node.ready(timeout=1), None)
@@ -35,6 +64,8 @@ async def the_node(node: aioraft.Node[int]) -> None:
     assert_type(await node.propose_many([b""], return_exceptions=plain), list[int] | list[int | aioraft.RaftError])
     assert_type(await node.propose_many((data for data in [b""]), timeout=aioraft.DEFAULT_TIMEOUT), list[int])
     assert_type(await node.read_barrier(), int)
+    assert_type(await node.snapshot(), int)
+    assert_type(await node.snapshot(timeout=1.5), int)
     assert_type(await node.wait_for_leader(timeout=1), aioraft.Leadership)
     assert_type(await wrapped(node), int)
     assert_type(await wrapped(node, timeout=1.5), int)

@@ -103,9 +103,9 @@ fn bytes_are_read_by_range(store: &dyn SnapshotStore) {
     assert_eq!((all.len() as u64, crc32fast::hash(&all)), (length, file.name().checksum));
     assert_eq!(file.read_at(5, 11).unwrap(), all[5..16]);
     assert_eq!(file.read_at(length - 3, usize::MAX).unwrap(), all[all.len() - 3..]);
-    assert_eq!(file.read_at(3, 0).unwrap(), []);
+    assert!(file.read_at(3, 0).unwrap().is_empty());
     for behind in [length, length + 1, u64::MAX] {
-        assert_eq!(file.read_at(behind, usize::MAX).unwrap(), []);
+        assert!(file.read_at(behind, usize::MAX).unwrap().is_empty());
     }
 }
 
