@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use raft::eraftpb::Message;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -24,8 +25,11 @@ use super::start::{self, Resumed, StartError, Started};
 use super::witness::Spoken;
 use super::WakeDriver;
 use crate::engine::formation::{Report, Stage};
-use crate::engine::{Effect, Engine, Fault, HandOut, Marker, NodeId, Now, Reader, Refused, Rejection, APPLICATION_GROUP};
-use crate::storage::snapshot::SnapshotStore;
+use crate::engine::snapshot::Meta;
+use crate::engine::{
+    Effect, Engine, Fault, HandOut, Marker, NodeId, Now, Reader, Refused, Rejection, APPLICATION_GROUP,
+};
+use crate::storage::snapshot::{SnapshotFile, SnapshotName, SnapshotStore};
 use crate::storage::{Figures, StorageError};
 use crate::transport::{self, Event, Events, Network, Quiet};
 
@@ -120,7 +124,8 @@ impl Node {
         let gate = Rc::new(Gate::new(members.clone(), wake.clone()));
         let network_options = options.tuning.network();
         let mut network =
-            Network::start(listener, options.id, gate.clone(), network_options, events.clone()).map_err(cannot)?;
+            Network::start(listener, options.id, gate.clone(), network_options, events.clone(), snapshots.clone())
+                .map_err(cannot)?;
         for (peer, address) in start::peers(&options.members, options.id) {
             network.set_peer(peer, address);
         }
@@ -282,10 +287,21 @@ impl Node {
             match &result {
                 Ok(file) => {
                     let bytes = file.name().bytes;
-                    tracing::info!(node = self.id, group = APPLICATION_GROUP, index, bytes, "a snapshot of entry {index} is taken");
+                    tracing::info!(
+                        node = self.id,
+                        group = APPLICATION_GROUP,
+                        index,
+                        bytes,
+                        "a snapshot of entry {index} is taken"
+                    );
                 }
                 Err(reason) => {
-                    tracing::warn!(node = self.id, group = APPLICATION_GROUP, index, "no snapshot of entry {index}: {reason}");
+                    tracing::warn!(
+                        node = self.id,
+                        group = APPLICATION_GROUP,
+                        index,
+                        "no snapshot of entry {index}: {reason}"
+                    );
                 }
             }
             self.engine.handle_captured(index, result.map(|file| *file.name()));
@@ -412,8 +428,54 @@ impl Node {
                 }
             }
             Event::Durable { from, index, .. } => self.members.borrow_mut().acknowledged(from, index),
+            Event::SnapshotReceived { from, group: APPLICATION_GROUP, message, file } if formed => {
+                self.take_snapshot(from, *message, file.as_ref());
+            }
+            Event::SnapshotSent { to, group: APPLICATION_GROUP, index, outcome } => {
+                match &outcome {
+                    Ok(()) => {
+                        tracing::info!(node = self.id, peer = to, index, "node {to} has the snapshot of entry {index}")
+                    }
+                    Err(reason) => {
+                        if self.may_say(("snapshot", to, reason)) {
+                            tracing::warn!(
+                                node = self.id,
+                                peer = to,
+                                index,
+                                "node {to} did not get the snapshot of entry {index}, which is tried again: {reason}"
+                            );
+                        }
+                    }
+                }
+                self.engine.handle_snapshot_sent(to, outcome.is_ok());
+            }
+            // The gate admits none of another group, nor before the cluster is formed.
+            Event::SnapshotReceived { .. } | Event::SnapshotSent { .. } => {}
             // The network has logged it; a message before the cluster is formed is early, not wrong.
             Event::Refused { .. } | Event::Raft { .. } => {}
+        }
+    }
+
+    /// A snapshot's file is here; raft-rs decides what becomes of it.
+    fn take_snapshot(&mut self, from: NodeId, message: Message, file: &dyn SnapshotFile) {
+        let (name, kind, spoken) = (*file.name(), message.msg_type, Spoken::of(&message));
+        let meta = match Meta::decode(&file.head().meta) {
+            Ok(meta) => meta,
+            Err(error) => return self.say_dropped(from, &error.to_string()),
+        };
+        match self.engine.handle_snapshot(from, message, name, meta) {
+            Ok(()) => {
+                let SnapshotName { index, bytes, .. } = name;
+                tracing::info!(
+                    node = self.id,
+                    peer = from,
+                    index,
+                    bytes,
+                    "a snapshot of entry {index} came from node {from}"
+                );
+                self.members.borrow_mut().heard(from, spoken);
+            }
+            Err(refused) => self.say_refused(from, kind, refused),
         }
     }
 
@@ -654,7 +716,7 @@ impl Node {
                 }
             }
             Effect::Persist(persist) => self.tasks.push(Task::Ready(persist)),
-            Effect::SendSnapshot { message, .. } => self.engine.handle_snapshot_sent(message.to, false),
+            Effect::SendSnapshot { name, message } => self.send_snapshot(&name, &message),
             Effect::Snapshot { token, index } => self.completions.push(Completion::Snapshot { token, index }),
             Effect::Forward { to, command } => {
                 if !self.network.send_propose(to, APPLICATION_GROUP, &command) {
@@ -680,6 +742,33 @@ impl Node {
                     None => tracing::info!(node, group, term, "no leader in term {term}"),
                 }
                 self.completions.push(Completion::Leadership(leadership));
+            }
+        }
+    }
+
+    fn send_snapshot(&mut self, name: &SnapshotName, message: &Message) {
+        let (peer, index) = (message.to, name.index);
+        match self.snapshots.open(name) {
+            Ok(file) => {
+                tracing::info!(
+                    node = self.id,
+                    peer,
+                    group = APPLICATION_GROUP,
+                    index,
+                    bytes = name.bytes,
+                    "node {peer} needs more than the log holds: sending it the snapshot of entry {index}"
+                );
+                self.network.send_snapshot(peer, APPLICATION_GROUP, message, file);
+            }
+            Err(error) => {
+                if self.may_say(("snapshot", error.to_string())) {
+                    tracing::error!(
+                        node = self.id,
+                        peer,
+                        "the snapshot that node {peer} needs cannot be read: {error}"
+                    );
+                }
+                self.engine.handle_snapshot_sent(peer, false);
             }
         }
     }

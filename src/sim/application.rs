@@ -242,10 +242,9 @@ fn write_snapshot(store: &dyn SnapshotStore, head: &Head, state: &[u8]) -> Resul
 
 fn ended(failure: &Failure) -> Ended {
     match failure {
-        Failure::TimedOutUnsent { .. }
-        | Failure::Refused { .. }
-        | Failure::ClosedUnsent
-        | Failure::Snapshot { .. } => Ended::NotCommitted,
+        Failure::TimedOutUnsent { .. } | Failure::Refused { .. } | Failure::ClosedUnsent | Failure::Snapshot { .. } => {
+            Ended::NotCommitted
+        }
         Failure::TimedOut | Failure::Closed => Ended::Unknown,
         Failure::AppliedWithoutResult { index } => Ended::AppliedWithoutResult { index: *index },
     }

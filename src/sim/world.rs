@@ -223,7 +223,9 @@ impl World {
             Happening::FaultEnds(number) => self.end_fault(number),
             Happening::Captured(place, captured) => self.captured(place, &captured),
             Happening::Snapshot(from, to, message, file) => self.snapshot_arrives(from, to, message, &file),
-            Happening::SnapshotSent(place, peer, is_there) => self.occurs(place, Occurred::SnapshotSent(peer, is_there)),
+            Happening::SnapshotSent(place, peer, is_there) => {
+                self.occurs(place, Occurred::SnapshotSent(peer, is_there))
+            }
             Happening::Copy(number) => self.copy_disk(number),
             Happening::Heal => self.heal(),
         }
