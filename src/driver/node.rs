@@ -105,7 +105,7 @@ struct Node {
 
 impl Node {
     fn new(options: Options, started: Started, port: Port, wake: Arc<Notify>) -> Result<Self, StartError> {
-        let Started { engine, writer, members, listener } = started;
+        let Started { engine, writer, members, snapshots, listener } = started;
         let name = format!("aioraft-log-{}", options.id);
         let cannot = |source| StartError::Listen { address: "the node's address".into(), source };
         let persister = Persister::start(writer, wake.clone(), name, options.dispatch.clone()).map_err(cannot)?;
@@ -113,7 +113,8 @@ impl Node {
         let gate = Rc::new(Gate::new(members.clone(), wake.clone()));
         let network_options = options.tuning.network();
         let mut network =
-            Network::start(listener, options.id, gate.clone(), network_options, events.clone()).map_err(cannot)?;
+            Network::start(listener, options.id, gate.clone(), network_options, events.clone(), snapshots)
+                .map_err(cannot)?;
         for (peer, address) in start::peers(&options.members, options.id) {
             network.set_peer(peer, address);
         }
@@ -368,6 +369,7 @@ impl Node {
                 }
             }
             Event::Durable { from, index, .. } => self.members.borrow_mut().acknowledged(from, index),
+            Event::SnapshotReceived { .. } | Event::SnapshotSent { .. } => {}
             // The network has logged it; a message before the cluster is formed is early, not wrong.
             Event::Refused { .. } | Event::Raft { .. } => {}
         }

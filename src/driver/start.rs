@@ -4,12 +4,14 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::gate::Members;
 use super::identity::{self, Drawn, NodeRecord, RecordError};
 use super::options::{Listen, Options};
 use crate::engine::formation::Stage;
 use crate::engine::{Engine, Fault, NodeId, Settings, APPLICATION_GROUP, BOOTSTRAP};
+use crate::storage::snapshot::SnapshotStore;
 use crate::storage::{self, Batch, GroupState, GroupWrite, LogWriter, Opened, StorageError};
 use crate::transport::Held;
 
@@ -95,6 +97,8 @@ pub struct Started {
     pub writer: Box<dyn LogWriter>,
     /// For gate and driver.
     pub members: Rc<RefCell<Members>>,
+    /// The snapshots' files.
+    pub snapshots: Arc<dyn SnapshotStore>,
     /// Bound.
     pub listener: TcpListener,
 }
@@ -105,9 +109,10 @@ pub fn start(options: &mut Options) -> Result<Started, StartError> {
         Some(dir) => storage::disk::open(dir)?,
         None => storage::memory::open(),
     };
+    let snapshots = Arc::clone(&opened.snapshots);
     let Resumed { engine, writer, members } = resume(options, opened, &Drawn::new().map_err(StartError::Random)?)?;
     let listener = listen(options)?;
-    Ok(Started { engine, writer, members, listener })
+    Ok(Started { engine, writer, members, snapshots, listener })
 }
 
 /// What a node goes on with; nobody can reach it yet.
