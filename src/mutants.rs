@@ -1,7 +1,7 @@
 //! Deliberate bugs, to prove that the simulated world would find real ones: see docs/testing.md.
 //!
-//! Each stands in the code where the real mistake would be made, as `mutants::on(Mutant::...)`. Without the feature `sim`
-//! that is the constant `false`, and nothing of it is compiled in.
+//! Each stands in the code where the real mistake would be made, as `mutants::on(Mutant::...)`. Without the feature
+//! `mutants` that is the constant `false`, and nothing of it is compiled in.
 
 /// One bug.
 #[cfg_attr(not(feature = "driver"), allow(dead_code, reason = "some are in the driver"))]
@@ -67,9 +67,17 @@ pub enum Mutant {
     AdmitStaleReject,
     /// A peer's own proposals reach raft-rs.
     AdmitProposals,
+    /// A node campaigns while it installs a snapshot.
+    CampaignDuringInstall,
+    /// What an installed snapshot says of terms makes no other attempt due.
+    InstallBeginsNoTerm,
+    /// A snapshot is restored without the session table in it.
+    SnapshotWithoutSessions,
+    /// A snapshot holds the sessions as of when it is taken, not as of its index (rule C2).
+    SessionsLaterThanCapture,
 }
 
-#[cfg(feature = "sim")]
+#[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
     pub const ALL: [Self; 30] = [
@@ -106,26 +114,26 @@ impl Mutant {
     ];
 }
 
-#[cfg(feature = "sim")]
+#[cfg(feature = "mutants")]
 thread_local! {
     static ON: std::cell::Cell<Option<Mutant>> = const { std::cell::Cell::new(None) };
 }
 
 /// Whether this bug is in the code at the moment, on this thread.
-#[cfg(feature = "sim")]
+#[cfg(feature = "mutants")]
 pub fn on(mutant: Mutant) -> bool {
     ON.get() == Some(mutant)
 }
 
 /// Whether this bug is in the code: never.
-#[cfg(not(feature = "sim"))]
+#[cfg(not(feature = "mutants"))]
 #[inline(always)]
 pub const fn on(_: Mutant) -> bool {
     false
 }
 
 /// Puts a bug into the code, on this thread, or takes it out.
-#[cfg(feature = "sim")]
+#[cfg(feature = "mutants")]
 pub fn set(mutant: Option<Mutant>) {
     ON.set(mutant);
 }

@@ -2,6 +2,9 @@
 
 #![no_main]
 
+use aioraft::transport::snapshot_frames::{
+    decode_begin, decode_data, decode_offset, encode_begin, encode_data, encode_offset, BEGIN_BYTES_MAX, PIECE_BYTES_MAX,
+};
 use aioraft::transport::wire::{self, Header, Kind, HEADER_LEN, PROTOCOL_VERSION};
 use libfuzzer_sys::fuzz_target;
 
@@ -46,6 +49,37 @@ fuzz_target!(|bytes: &[u8]| {
         Kind::Durable => {
             let _ = wire::decode_durable(body);
         }
+        Kind::SnapshotBegin => {
+            // As it came, and behind a checksum that fits, which chance does not find.
+            let mut checked = crc32fast::hash(body).to_le_bytes().to_vec();
+            checked.extend(body);
+            for body in [body, &checked] {
+                let Ok(announced) = decode_begin(header.group, body) else { continue };
+                assert_eq!(announced.name.group, header.group);
+                let frame = encode_begin(header.group, &announced.message);
+                assert!(frame.is_ok() || body.len() > BEGIN_BYTES_MAX / 2);
+                let Ok(frame) = frame else { continue };
+                assert_eq!(decode_begin(header.group, &frame[HEADER_LEN..]).unwrap(), announced);
+            }
+        }
+        Kind::SnapshotData => {
+            let mut checked = crc32fast::hash(body).to_le_bytes().to_vec();
+            checked.extend(body);
+            for body in [body, &checked] {
+                let Ok((offset, bytes)) = decode_data(body) else { continue };
+                assert!(!bytes.is_empty());
+                let Ok(frame) = encode_data(header.group, offset, bytes) else {
+                    assert!(bytes.len() > PIECE_BYTES_MAX);
+                    continue;
+                };
+                assert_eq!(decode_data(&frame[HEADER_LEN..]).unwrap(), (offset, bytes));
+            }
+        }
+        Kind::SnapshotOffset => {
+            let Ok(offset) = decode_offset(body) else { return };
+            assert_eq!(decode_offset(&encode_offset(header.group, offset)[HEADER_LEN..]).unwrap(), offset);
+        }
+        Kind::SnapshotWait | Kind::SnapshotDone => {}
         Kind::Hello | Kind::Welcome | Kind::Confirm | Kind::Refuse | Kind::Formation | Kind::Goodbye => {}
     }
 });

@@ -13,9 +13,7 @@ use pyo3::PyTraverseError;
 use super::bell::{Bell, Rope};
 use super::capture::Capture;
 use super::entry::Entry;
-use super::errors::{
-    self, FatalError, NodeClosedError, RaftError, ReentrantCallError, SnapshotError, WrongLoopError,
-};
+use super::errors::{self, FatalError, NodeClosedError, RaftError, ReentrantCallError, SnapshotError, WrongLoopError};
 use super::faults::Faults;
 use super::futures::Futures;
 use super::hints::{Data, EventLoop, Figures, FutureOf, Items, Nothing};

@@ -18,6 +18,7 @@
 //! | [`hints`] | what the type stubs say |
 //! | [`logging`] | tracing and slog events on their way to Python's `logging` |
 //! | [`start`] | the one place where the driver is started |
+//! | [`world`] | a simulated cluster whose state machines are Python's |
 //! | [`echo`], [`echo_store`] | a driver without Raft, to measure the crossing by itself, and where its snapshots lie |
 //!
 //! Two rules hold everywhere here. The driver's threads never take the GIL: nothing that they hold owns a Python
@@ -73,6 +74,8 @@ pub mod start;
 pub mod state;
 #[cfg(feature = "python")]
 pub mod status;
+#[cfg(feature = "python")]
+pub mod world;
 
 /// The extension module behind the `aioraft` package. Private: use `aioraft` instead.
 #[cfg(feature = "python")]
@@ -90,6 +93,8 @@ pub mod _core {
     use super::entry::Entry;
     #[pymodule_export]
     use super::faults::Faults;
+    #[pymodule_export]
+    use super::world::World;
 
     #[pymodule_init]
     fn init(py: Python<'_>) -> PyResult<()> {

@@ -54,7 +54,12 @@ struct Shared {
 
 impl Captures {
     /// Files go to `store`; `driver` is woken for each outcome, and when a thread has ended.
-    pub fn new(node: NodeId, store: Arc<dyn SnapshotStore>, driver: Box<dyn Wake>, dispatch: tracing::Dispatch) -> Self {
+    pub fn new(
+        node: NodeId,
+        store: Arc<dyn SnapshotStore>,
+        driver: Box<dyn Wake>,
+        dispatch: tracing::Dispatch,
+    ) -> Self {
         Self(Arc::new(Shared {
             node,
             store,
@@ -306,7 +311,9 @@ impl Job {
             let bytes = (*piece).as_ref();
             match form {
                 Form::Chunks => self.write_chunk(writer.as_mut(), bytes)?,
-                Form::Bytes => bytes.chunks(CHUNK_BYTES).try_for_each(|part| self.write_chunk(writer.as_mut(), part))?,
+                Form::Bytes => {
+                    bytes.chunks(CHUNK_BYTES).try_for_each(|part| self.write_chunk(writer.as_mut(), part))?
+                }
             }
             self.written(bytes.len() + PIECE_OVERHEAD);
         }

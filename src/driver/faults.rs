@@ -192,14 +192,21 @@ fn sender(event: &Event) -> Option<NodeId> {
         | Event::Rejected { from, .. }
         | Event::Dropped { from, .. }
         | Event::Durable { from, .. }
-        | Event::Formation { from, .. } => Some(*from),
-        Event::Up { .. } | Event::Routed { .. } | Event::Down { .. } | Event::Refused { .. } => None,
+        | Event::Formation { from, .. }
+        | Event::SnapshotReceived { from, .. } => Some(*from),
+        Event::Up { .. }
+        | Event::Routed { .. }
+        | Event::Down { .. }
+        | Event::SnapshotSent { .. }
+        | Event::Refused { .. } => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage;
+    use crate::storage::snapshot::{Form, Head};
 
     const NOTHING: [NodeId; 0] = [];
 
@@ -209,6 +216,14 @@ mod tests {
 
     fn report(from: NodeId) -> Event {
         Event::Formation { from, body: Vec::new() }
+    }
+
+    /// A snapshot of one chunk.
+    fn snapshot(from: NodeId) -> Event {
+        let head = Head { group: 1, index: 70, term: 3, form: Form::Bytes, meta: Vec::new() };
+        let mut writer = storage::memory::open().snapshots.create(&head).unwrap();
+        writer.write_chunk(b"state").unwrap();
+        Event::SnapshotReceived { from, group: 1, message: Box::default(), file: writer.finish().unwrap() }
     }
 
     fn senders(events: &[Event]) -> Vec<NodeId> {
@@ -230,6 +245,21 @@ mod tests {
         assert_eq!(passed(&mut two, vec![message(1)], now), [1]);
         faults.heal();
         assert_eq!(passed(&mut one, vec![message(2)], now), [2]);
+    }
+
+    #[test]
+    fn a_cut_way_lets_no_snapshot_pass() {
+        let (faults, now) = (Faults::default(), Instant::now());
+        let mut arrivals = Arrivals::new(faults.clone(), 1);
+        faults.cut(2, 1, true);
+        assert_eq!(passed(&mut arrivals, vec![snapshot(2), snapshot(3)], now), [3]);
+        faults.heal();
+        assert_eq!(passed(&mut arrivals, vec![snapshot(2)], now), [2]);
+        // What this node has found out itself comes in any case.
+        faults.cut(2, 1, true);
+        let mut events = vec![Event::SnapshotSent { to: 2, group: 1, index: 70, outcome: Ok(()) }];
+        arrivals.pass(&mut events, now);
+        assert_eq!(events.len(), 1);
     }
 
     #[test]

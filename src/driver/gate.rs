@@ -12,7 +12,8 @@ use tokio::sync::Notify;
 use super::identity::NodeRecord;
 use super::witness::Spoken;
 use crate::engine::formation::{Formation, Identities, Mismatch, Report};
-use crate::engine::NodeId;
+use crate::engine::{NodeId, APPLICATION_GROUP};
+use crate::storage::snapshot::SnapshotName;
 use crate::transport::{self, Held, Hello, Refusal, RefusalCode, Role};
 
 /// What driver and network both look at, on one thread.
@@ -186,6 +187,21 @@ impl transport::Gate for Gate {
         Ok(())
     }
 
+    /// An unformed node takes no part, as it takes none in votes (rule M1).
+    fn admit_snapshot(&self, from: NodeId, name: &SnapshotName) -> Result<(), Refusal> {
+        let members = self.members.borrow();
+        let me = members.record.id;
+        if !members.formation.is_formed() {
+            let reason = format!("node {me} has not formed its cluster yet, so it takes no snapshot of node {from}");
+            return Err(Refusal::new(RefusalCode::Formation, reason));
+        }
+        if name.group != APPLICATION_GROUP {
+            let reason = format!("node {me} has no group {}", name.group);
+            return Err(Refusal::new(RefusalCode::Snapshot, reason));
+        }
+        Ok(())
+    }
+
     fn remembered<'a>(&'a self, hello: &'a Hello) -> Pin<Box<dyn Future<Output = ()> + 'a>> {
         Box::pin(async move {
             // Nothing runs between the look and the wait: this thread is the only one.
@@ -327,6 +343,16 @@ mod tests {
         assert_eq!(gate.admit(&said(20, 1)), Ok(()));
         assert_eq!(refused(&gate, &said(20, 2)).0, RefusalCode::Boot);
         assert_eq!(gate.admit(&said(21, 3)), Ok(()));
+    }
+
+    #[test]
+    fn m1_an_unformed_node_takes_no_snapshot() {
+        let name = |group| SnapshotName { group, index: 70, term: 3, bytes: 500, checksum: 0 };
+        let code = |gate: Gate, group| gate.admit_snapshot(2, &name(group)).map_err(|refusal| refusal.code);
+        assert_eq!(code(gate(1, 1, 1, Stage::Unformed), APPLICATION_GROUP), Err(RefusalCode::Formation));
+        assert_eq!(code(gate(1, 1, 1, Stage::Prepared(all())), APPLICATION_GROUP), Err(RefusalCode::Formation));
+        assert_eq!(code(formed(), APPLICATION_GROUP), Ok(()));
+        assert_eq!(code(formed(), APPLICATION_GROUP + 1), Err(RefusalCode::Snapshot));
     }
 
     #[test]

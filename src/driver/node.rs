@@ -9,9 +9,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use raft::eraftpb::Message;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::capture::{Captures, Outcome};
 use super::clock;
 use super::faults::Arrivals;
 use super::gate::{Gate, Members};
@@ -19,10 +21,15 @@ use super::identity::NodeRecord;
 use super::options::Options;
 use super::persister::{End, Persister, Task};
 use super::port::{Completion, Fatal, InboxBatch, PeerStatus, Port, Proposal, Request, Status};
-use super::start::{self, StartError, Started};
+use super::start::{self, Resumed, StartError, Started};
 use super::witness::Spoken;
+use super::WakeDriver;
 use crate::engine::formation::{Report, Stage};
-use crate::engine::{Effect, Engine, Fault, NodeId, Now, Reader, Refused, Rejection, APPLICATION_GROUP};
+use crate::engine::snapshot::Meta;
+use crate::engine::{
+    Effect, Engine, Fault, HandOut, Marker, NodeId, Now, Reader, Refused, Rejection, APPLICATION_GROUP,
+};
+use crate::storage::snapshot::{SnapshotFile, SnapshotName, SnapshotStore};
 use crate::storage::{Figures, StorageError};
 use crate::transport::{self, Event, Events, Network, Quiet};
 
@@ -74,6 +81,10 @@ struct Node {
     options: Options,
     engine: Engine,
     persister: Persister,
+    /// Files beside the log.
+    snapshots: Arc<dyn SnapshotStore>,
+    /// Snapshots of the application on their way into files.
+    captures: Captures,
     network: Network,
     events: Events,
     /// Faults put in on purpose, by tests.
@@ -105,7 +116,7 @@ struct Node {
 
 impl Node {
     fn new(options: Options, started: Started, port: Port, wake: Arc<Notify>) -> Result<Self, StartError> {
-        let Started { engine, writer, members, listener } = started;
+        let Started { resumed: Resumed { engine, writer, snapshots, members }, listener } = started;
         let name = format!("aioraft-log-{}", options.id);
         let cannot = |source| StartError::Listen { address: "the node's address".into(), source };
         let persister = Persister::start(writer, wake.clone(), name, options.dispatch.clone()).map_err(cannot)?;
@@ -113,7 +124,8 @@ impl Node {
         let gate = Rc::new(Gate::new(members.clone(), wake.clone()));
         let network_options = options.tuning.network();
         let mut network =
-            Network::start(listener, options.id, gate.clone(), network_options, events.clone()).map_err(cannot)?;
+            Network::start(listener, options.id, gate.clone(), network_options, events.clone(), snapshots.clone())
+                .map_err(cannot)?;
         for (peer, address) in start::peers(&options.members, options.id) {
             network.set_peer(peer, address);
         }
@@ -127,6 +139,13 @@ impl Node {
             id: options.id,
             engine,
             persister,
+            captures: Captures::new(
+                options.id,
+                snapshots.clone(),
+                Box::new(WakeDriver(wake.clone())),
+                options.dispatch.clone(),
+            ),
+            snapshots,
             network,
             events,
             arrivals: options.faults.clone().map(|faults| Arrivals::new(faults, options.id)),
@@ -211,6 +230,7 @@ impl Node {
             return Err(Stop::Crashed);
         }
         self.take_answers()?;
+        self.take_captures();
         self.take_events();
         self.take_inbox()?;
         let ticked = self.tick();
@@ -243,6 +263,10 @@ impl Node {
         if let Some(failure) = answer.failure {
             return Err(failure.into());
         }
+        if let Some(name) = answer.snapshot {
+            self.engine.handle_recorded(name);
+            self.remove_snapshots();
+        }
         if let Some(number) = answer.ready {
             self.engine.handle_persisted(number);
             self.watch_disk(self.figures.last_fsync, "took");
@@ -256,6 +280,42 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    fn take_captures(&mut self) {
+        for Outcome { index, result } in self.captures.take_outcomes() {
+            match &result {
+                Ok(file) => {
+                    let bytes = file.name().bytes;
+                    tracing::info!(
+                        node = self.id,
+                        group = APPLICATION_GROUP,
+                        index,
+                        bytes,
+                        "a snapshot of entry {index} is taken"
+                    );
+                }
+                Err(reason) => {
+                    tracing::warn!(
+                        node = self.id,
+                        group = APPLICATION_GROUP,
+                        index,
+                        "no snapshot of entry {index}: {reason}"
+                    );
+                }
+            }
+            self.engine.handle_captured(index, result.map(|file| *file.name()));
+        }
+    }
+
+    /// Files that nobody needs go. It is the disk's affair how long that takes, and no reason to wait or to stop.
+    fn remove_snapshots(&self) {
+        let (store, in_use, node) = (self.snapshots.clone(), self.engine.snapshots_in_use(), self.id);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = store.retain(&in_use) {
+                tracing::warn!(node, "a snapshot that is not needed any more stays on the disk: {error}");
+            }
+        });
     }
 
     /// An fsync that takes a good part of an election timeout is how clusters lose their leader (rule P4). A disk that
@@ -368,8 +428,54 @@ impl Node {
                 }
             }
             Event::Durable { from, index, .. } => self.members.borrow_mut().acknowledged(from, index),
+            Event::SnapshotReceived { from, group: APPLICATION_GROUP, message, file } if formed => {
+                self.take_snapshot(from, *message, file.as_ref());
+            }
+            Event::SnapshotSent { to, group: APPLICATION_GROUP, index, outcome } => {
+                match &outcome {
+                    Ok(()) => {
+                        tracing::info!(node = self.id, peer = to, index, "node {to} has the snapshot of entry {index}")
+                    }
+                    Err(reason) => {
+                        if self.may_say(("snapshot", to, reason)) {
+                            tracing::warn!(
+                                node = self.id,
+                                peer = to,
+                                index,
+                                "node {to} did not get the snapshot of entry {index}, which is tried again: {reason}"
+                            );
+                        }
+                    }
+                }
+                self.engine.handle_snapshot_sent(to, outcome.is_ok());
+            }
+            // The gate admits none of another group, nor before the cluster is formed.
+            Event::SnapshotReceived { .. } | Event::SnapshotSent { .. } => {}
             // The network has logged it; a message before the cluster is formed is early, not wrong.
             Event::Refused { .. } | Event::Raft { .. } => {}
+        }
+    }
+
+    /// A snapshot's file is here; raft-rs decides what becomes of it.
+    fn take_snapshot(&mut self, from: NodeId, message: Message, file: &dyn SnapshotFile) {
+        let (name, kind, spoken) = (*file.name(), message.msg_type, Spoken::of(&message));
+        let meta = match Meta::decode(&file.head().meta) {
+            Ok(meta) => meta,
+            Err(error) => return self.say_dropped(from, &error.to_string()),
+        };
+        match self.engine.handle_snapshot(from, message, name, meta) {
+            Ok(()) => {
+                let SnapshotName { index, bytes, .. } = name;
+                tracing::info!(
+                    node = self.id,
+                    peer = from,
+                    index,
+                    bytes,
+                    "a snapshot of entry {index} came from node {from}"
+                );
+                self.members.borrow_mut().heard(from, spoken);
+            }
+            Err(refused) => self.say_refused(from, kind, refused),
         }
     }
 
@@ -515,7 +621,9 @@ impl Node {
                     let result = self.engine.read_applied(after, max_bytes)?;
                     self.completions.push(Completion::Range { token, result });
                 }
-                Request::Snapshot { .. } => {}
+                Request::Snapshot { token, deadline_ns } => {
+                    self.engine.handle_snapshot_call(token, deadline_ns.unwrap_or(u64::MAX));
+                }
                 Request::Close { drain } => {
                     let until = Instant::now() + drain;
                     self.closing = Some(self.closing.map_or(until, |earlier| earlier.min(until)));
@@ -608,6 +716,8 @@ impl Node {
                 }
             }
             Effect::Persist(persist) => self.tasks.push(Task::Ready(persist)),
+            Effect::SendSnapshot { name, message } => self.send_snapshot(&name, &message),
+            Effect::Snapshot { token, index } => self.completions.push(Completion::Snapshot { token, index }),
             Effect::Forward { to, command } => {
                 if !self.network.send_propose(to, APPLICATION_GROUP, &command) {
                     let header = command.header();
@@ -636,6 +746,33 @@ impl Node {
         }
     }
 
+    fn send_snapshot(&mut self, name: &SnapshotName, message: &Message) {
+        let (peer, index) = (message.to, name.index);
+        match self.snapshots.open(name) {
+            Ok(file) => {
+                tracing::info!(
+                    node = self.id,
+                    peer,
+                    group = APPLICATION_GROUP,
+                    index,
+                    bytes = name.bytes,
+                    "node {peer} needs more than the log holds: sending it the snapshot of entry {index}"
+                );
+                self.network.send_snapshot(peer, APPLICATION_GROUP, message, file);
+            }
+            Err(error) => {
+                if self.may_say(("snapshot", error.to_string())) {
+                    tracing::error!(
+                        node = self.id,
+                        peer,
+                        "the snapshot that node {peer} needs cannot be read: {error}"
+                    );
+                }
+                self.engine.handle_snapshot_sent(peer, false);
+            }
+        }
+    }
+
     /// Hands out what is applied, as long as the application keeps up (rule C1).
     fn hand_out(&mut self) -> Result<(), Stop> {
         let before = self.port.completions.unapplied_bytes();
@@ -647,10 +784,22 @@ impl Node {
                 self.more = true;
                 break;
             }
-            let Some(batch) = self.engine.hand_out(APPLY_BYTES)? else { break };
-            unapplied += batch.bytes;
-            let (entries, through, bytes) = (batch.entries, batch.through, batch.bytes);
-            self.completions.push(Completion::Apply { entries, through, bytes });
+            match self.engine.hand_out(APPLY_BYTES)? {
+                None => break,
+                Some(HandOut::Apply(batch)) => {
+                    unapplied += batch.bytes;
+                    let (entries, through, bytes) = (batch.entries, batch.through, batch.bytes);
+                    self.completions.push(Completion::Apply { entries, through, bytes });
+                }
+                Some(HandOut::Capture(Marker { index, term, meta })) => {
+                    let capture = self.captures.begin(APPLICATION_GROUP, index, term, meta.encode());
+                    self.completions.push(Completion::Capture(capture));
+                }
+                Some(HandOut::Restore(name)) => {
+                    let file = self.snapshots.open(&name)?;
+                    self.completions.push(Completion::Restore { file });
+                }
+            }
         }
         Ok(())
     }
@@ -695,6 +844,7 @@ impl Node {
             self.tell_durable();
             let _ = tokio::time::timeout(GOODBYE, self.network.part()).await;
         }
+        self.captures.abandon();
         self.network.shutdown();
         let _ = tokio::time::timeout(NETWORK_STOP, self.network.join()).await;
         if in_order {
@@ -703,10 +853,10 @@ impl Node {
             self.persister.write(&mut self.tasks);
         }
         self.persister.stop(if in_order { End::InOrder } else { End::Abandoned });
-        // The directory is free again when the thread has ended. A disk that hangs is not waited for: the thread ends
+        // The directory is free again when the threads have ended. A disk that hangs is not waited for: the thread ends
         // with its fsync, and holds nothing that anybody waits for.
         let patience = Instant::now() + if in_order { Duration::from_secs(2) } else { NETWORK_STOP };
-        while !self.persister.is_stopped() && Instant::now() < patience {
+        while !(self.persister.is_stopped() && self.captures.is_idle()) && Instant::now() < patience {
             let _ = tokio::time::timeout(Duration::from_millis(5), self.wake.notified()).await;
         }
     }

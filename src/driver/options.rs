@@ -88,7 +88,8 @@ impl Tuning {
         let frame_bytes_max = (4 * largest).saturating_add(16 << 20);
         let window = (self.max_message_bytes as usize).saturating_mul(self.max_inflight_messages);
         let backlog_bytes_max = (2 * window).saturating_add(FORWARDED_BYTES_MAX).saturating_add(frame_bytes_max);
-        transport::Options { frame_bytes_max, backlog_bytes_max, ..Default::default() }
+        let snapshot_bytes_per_s = self.snapshot_rate;
+        transport::Options { frame_bytes_max, backlog_bytes_max, snapshot_bytes_per_s, ..Default::default() }
     }
 
     /// The time between two ticks.

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
-use crate::engine::{Persist, APPLICATION_GROUP};
-use crate::storage::{Batch, Figures, GroupWrite, LogWriter, StorageError};
+use crate::engine::Persist;
+use crate::storage::snapshot::SnapshotName;
+use crate::storage::{Batch, Figures, LogWriter, StorageError};
 
 /// What the thread is asked to write.
 pub enum Task {
@@ -30,6 +31,8 @@ pub struct Answer {
     pub ready: Option<u64>,
     /// The highest node record.
     pub node_record: Option<u64>,
+    /// The snapshot that the log names.
+    pub snapshot: Option<SnapshotName>,
     /// The log failed: nothing is answered any more.
     pub failure: Option<StorageError>,
     /// Figures as of the last write.
@@ -182,6 +185,8 @@ pub struct Gathered {
     pub ready: Option<u64>,
     /// The highest node record in it.
     pub node_record: Option<u64>,
+    /// The last snapshot that it names.
+    pub snapshot: Option<SnapshotName>,
 }
 
 /// One batch of all these tasks, in order.
@@ -190,11 +195,11 @@ pub fn gather(tasks: Vec<Task>) -> Gathered {
     for task in tasks {
         let batch = &mut gathered.batch;
         match task {
-            Task::Ready(Persist { number, entries, hard_state, sync }) => {
-                gathered.ready = gathered.ready.max(Some(number));
-                batch.sync |= sync;
-                let group = APPLICATION_GROUP;
-                batch.groups.push(GroupWrite { group, entries, hard_state, ..Default::default() });
+            Task::Ready(persist) => {
+                gathered.ready = gathered.ready.max(Some(persist.number));
+                gathered.snapshot = persist.snapshot.or(gathered.snapshot);
+                batch.sync |= persist.sync;
+                batch.groups.push(persist.into_write());
             }
             Task::NodeRecord { number, record } => {
                 gathered.node_record = Some(number);
@@ -207,11 +212,12 @@ pub fn gather(tasks: Vec<Task>) -> Gathered {
 }
 
 fn write(writer: &mut dyn LogWriter, tasks: Vec<Task>, shared: &Shared) -> Result<(), StorageError> {
-    let Gathered { batch, ready, node_record } = gather(tasks);
+    let Gathered { batch, ready, node_record, snapshot } = gather(tasks);
     writer.write(batch)?;
     let mut answer = shared.answer.lock();
     answer.ready = answer.ready.max(ready);
     answer.node_record = answer.node_record.max(node_record);
+    answer.snapshot = snapshot.or(answer.snapshot);
     answer.figures = writer.figures();
     drop(answer);
     shared.driver.notify_one();

@@ -4,12 +4,15 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::gate::Members;
 use super::identity::{self, Drawn, NodeRecord, RecordError};
 use super::options::{Listen, Options};
 use crate::engine::formation::Stage;
-use crate::engine::{Engine, Fault, NodeId, Settings, APPLICATION_GROUP, BOOTSTRAP};
+use crate::engine::snapshot::{Meta, MetaError};
+use crate::engine::{Engine, Fault, NodeId, Opening, Settings, SnapshotPolicy, APPLICATION_GROUP, BOOTSTRAP};
+use crate::storage::snapshot::{self, SnapshotName, SnapshotStore};
 use crate::storage::{self, Batch, GroupState, GroupWrite, LogWriter, Opened, StorageError};
 use crate::transport::Held;
 
@@ -30,6 +33,9 @@ pub enum StartError {
         /// What its node record says.
         source: RecordError,
     },
+    /// The engine's part of the snapshot.
+    #[error(transparent)]
+    Snapshot(MetaError),
     /// The system has no random numbers.
     #[error("the system's random number generator failed: {0}")]
     Random(getrandom::Error),
@@ -82,19 +88,15 @@ impl StartError {
             Self::Listen { source, .. } => {
                 matches!(source.kind(), AddrInUse | AddrNotAvailable | PermissionDenied)
             }
-            Self::Random(_) | Self::NoLog(_) | Self::Fault(_) => false,
+            Self::Random(_) | Self::NoLog(_) | Self::Fault(_) | Self::Snapshot(_) => false,
         }
     }
 }
 
 /// What a node starts with.
 pub struct Started {
-    /// The engine, at the end of its log.
-    pub engine: Engine,
-    /// For the persist thread.
-    pub writer: Box<dyn LogWriter>,
-    /// For gate and driver.
-    pub members: Rc<RefCell<Members>>,
+    /// What it goes on with.
+    pub resumed: Resumed,
     /// Bound.
     pub listener: TcpListener,
 }
@@ -105,9 +107,9 @@ pub fn start(options: &mut Options) -> Result<Started, StartError> {
         Some(dir) => storage::disk::open(dir)?,
         None => storage::memory::open(),
     };
-    let Resumed { engine, writer, members } = resume(options, opened, &Drawn::new().map_err(StartError::Random)?)?;
+    let resumed = resume(options, opened, &Drawn::new().map_err(StartError::Random)?)?;
     let listener = listen(options)?;
-    Ok(Started { engine, writer, members, listener })
+    Ok(Started { resumed, listener })
 }
 
 /// What a node goes on with; nobody can reach it yet.
@@ -116,13 +118,15 @@ pub struct Resumed {
     pub engine: Engine,
     /// For the persist thread.
     pub writer: Box<dyn LogWriter>,
+    /// Files beside the log.
+    pub snapshots: Arc<dyn SnapshotStore>,
     /// For gate and driver.
     pub members: Rc<RefCell<Members>>,
 }
 
 /// Goes on from an opened log: the next boot number is durable when this returns (rule S2).
 pub fn resume(options: &Options, opened: Opened, drawn: &Drawn) -> Result<Resumed, StartError> {
-    let Opened { mut writer, reader, mut groups, node_records } = opened;
+    let Opened { mut writer, reader, mut groups, node_records, snapshots } = opened;
     let stored = node_records.get(identity::KEY).map(Vec::as_slice);
     let dir = || options.data_dir.as_ref().map(|dir| dir.display().to_string()).unwrap_or_default();
     let record = NodeRecord::boot(stored, options.id, &options.cluster, drawn);
@@ -138,16 +142,18 @@ pub fn resume(options: &Options, opened: Opened, drawn: &Drawn) -> Result<Resume
             state
         }
     };
+    let snapshot = open_snapshot(&state, snapshots.as_ref())?;
     writer.write(batch)?;
     let hard_state = &state.hard_state;
     let held = Held { term: hard_state.term, vote: hard_state.vote, last_index: state.last_index };
     // A cluster that forms during this start elects its first leader at once.
-    let fresh = !matches!(record.stage, Stage::Formed(_));
+    let is_fresh = !matches!(record.stage, Stage::Formed(_));
     let settings = settings(options, &record, drawn);
-    let engine = Engine::new(&settings, state, reader, &options.logger, fresh)?;
+    let opening = Opening { state, snapshot, durable: options.durable_applied, is_fresh };
+    let engine = Engine::new(&settings, opening, reader, &options.logger)?;
     let advertise = options.advertise.clone().or_else(|| options.members.get(&options.id).cloned());
     let members = Members::new(record, held, advertise.unwrap_or_default(), options.members.clone());
-    Ok(Resumed { engine, writer, members: Rc::new(RefCell::new(members)) })
+    Ok(Resumed { engine, writer, snapshots, members: Rc::new(RefCell::new(members)) })
 }
 
 /// `members` only bootstraps: who votes is what was agreed when the cluster was formed. Started with fewer, a node would
@@ -159,6 +165,19 @@ fn check_members(options: &Options, stage: &Stage) -> Result<(), StartError> {
     }
     let (formed, listed) = (identities.keys().copied().collect(), options.members.keys().copied().collect());
     Err(StartError::Members { formed, listed })
+}
+
+/// The snapshot that the log names, and the engine's part of it. Files that it does not name are leftovers (rule D1).
+fn open_snapshot(
+    state: &GroupState,
+    snapshots: &dyn SnapshotStore,
+) -> Result<Option<(SnapshotName, Meta)>, StartError> {
+    let name = snapshot::snapshot_name(state)?;
+    snapshots.retain(name.as_slice())?;
+    let Some(name) = name else { return Ok(None) };
+    let file = snapshots.open(&name)?;
+    let meta = Meta::decode(&file.head().meta).map_err(StartError::Snapshot)?;
+    Ok(Some((name, meta)))
 }
 
 fn bootstrap() -> (GroupState, GroupWrite) {
@@ -190,6 +209,12 @@ fn settings(options: &Options, record: &NodeRecord, drawn: &Drawn) -> Settings {
         max_uncommitted_bytes: tuning.max_uncommitted_bytes,
         max_fresh_bytes: tuning.max_unapplied_bytes,
         entry_cache_bytes: tuning.entry_cache_bytes,
+        snapshots: SnapshotPolicy {
+            possible: options.takes_snapshots,
+            entries: tuning.snapshot_entries,
+            bytes: tuning.snapshot_bytes,
+            trail: tuning.snapshot_trail,
+        },
     }
 }
 

@@ -7,8 +7,10 @@ use raft::eraftpb::{EntryType, Message, MessageType};
 use raft::{RawNode, StateRole, Storage};
 
 use super::reads::{context_origin, CONTEXT_LEN};
+use super::snapshot::{is_sound, Meta};
 use super::NodeId;
 use crate::mutants::{self, Mutant};
+use crate::storage::snapshot::SnapshotName;
 
 /// Terms and indexes beyond this are refused: raft-rs adds to them without a check.
 const COUNTER_MAX: u64 = u64::MAX >> 8;
@@ -46,6 +48,9 @@ pub enum Refused {
     /// A reject that an acknowledgement has overtaken (raft-rs #555).
     #[error("it is older than an acknowledgement of the same peer")]
     Stale,
+    /// A request to campaign at a moment at which raft-rs could not; its sender gives up after an election timeout.
+    #[error("this node is installing a snapshot")]
+    Installing,
     /// A read request that came after this node's leadership had ended; its sender asks again.
     #[error("this node does not lead")]
     NotLeader,
@@ -54,8 +59,41 @@ pub enum Refused {
 impl Refused {
     /// Honest peers send this, too, when messages cross: no reason to doubt the sender.
     pub fn is_honest(self) -> bool {
-        matches!(self, Self::Stale | Self::NotLeader)
+        matches!(self, Self::Stale | Self::NotLeader | Self::Installing)
     }
+}
+
+/// Checks a snapshot of the authenticated peer `from`, whose file says this.
+///
+/// raft-rs takes the members out of the message, and everything else comes out of the file: both must say the same.
+pub fn admit_snapshot<S: Storage>(
+    raw: &RawNode<S>,
+    from: NodeId,
+    message: &Message,
+    name: &SnapshotName,
+    meta: &Meta,
+) -> Result<(), Refused> {
+    let raft = &raw.raft;
+    if message.from != from || message.to != raft.id || from == raft.id {
+        return Err(Refused::Address);
+    }
+    if raft.prs().get(from).is_none() {
+        return Err(Refused::Stranger);
+    }
+    let snapshot = message.snapshot.as_ref().and_then(|snapshot| snapshot.metadata.as_ref());
+    let Some(metadata) = snapshot.filter(|_| message.msg_type == MessageType::MsgSnapshot as i32) else {
+        return Err(Refused::Type);
+    };
+    let same = (metadata.index, metadata.term) == (name.index, name.term)
+        && metadata.conf_state.as_ref() == Some(&meta.conf_state);
+    let counters = [message.term, metadata.index, metadata.term, message.index, message.log_term, message.commit];
+    let bounded = counters.iter().all(|counter| *counter <= COUNTER_MAX);
+    // One before the bootstrap, or of a term that its sender has not reached, cannot be.
+    let sane = metadata.index > 0 && metadata.term > 0 && metadata.term <= message.term && message.entries.is_empty();
+    if !same || !bounded || !sane || !is_sound(&meta.conf_state) {
+        return Err(Refused::Field);
+    }
+    Ok(())
 }
 
 /// Checks a message of the authenticated peer `from`.

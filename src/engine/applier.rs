@@ -5,13 +5,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use raft::eraftpb::Entry;
+use raft::eraftpb::{ConfState, Entry};
 
 use super::command::{Command, Header};
 use super::log_view::LogView;
 use super::session::{Sessions, Verdict};
-use super::{Applied, Fault, NodeId, Token};
+use super::snapshot::Meta;
+use super::{Applied, Fault, NodeId, Token, BOOTSTRAP};
 use crate::mutants::{self, Mutant};
+use crate::storage::snapshot::SnapshotName;
 
 /// One start of a node, as its commands name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +24,28 @@ pub struct Origin {
     pub boot: u64,
     /// Drawn at the start.
     pub nonce: u64,
+}
+
+/// What the application is to do next (rules C1, C2).
+#[derive(Debug)]
+pub enum HandOut {
+    /// Apply these.
+    Apply(Batch),
+    /// Take a snapshot of its state, before it applies anything further.
+    Capture(Marker),
+    /// Replace its state by this snapshot.
+    Restore(SnapshotName),
+}
+
+/// A place in the apply queue where a snapshot is to be taken.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Marker {
+    /// Behind this entry.
+    pub index: u64,
+    /// Its term.
+    pub term: u64,
+    /// The engine's state there: what stands before the application's in the snapshot.
+    pub meta: Meta,
 }
 
 /// What one entry occupies in a queue beyond its payload, roughly.
@@ -55,6 +79,22 @@ pub struct Applier {
     fresh_bytes_max: usize,
     /// Waiters of entries beyond `fresh_through`.
     tokens: BTreeMap<u64, Token>,
+    /// Bytes of commands, over all that was applied.
+    applied_bytes: u64,
+    duplicates: u64,
+    /// Where the next snapshot is to be taken: nothing behind it is handed out before.
+    marker: Option<Marker>,
+    /// The application's state is to be replaced before anything else is handed out.
+    restore: Restore,
+}
+
+/// Whether the application's state is to be replaced.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Restore {
+    No,
+    /// Not before the snapshot is installed durably.
+    Later(SnapshotName),
+    Now(SnapshotName),
 }
 
 fn weight(payload: &Command) -> usize {
@@ -76,7 +116,98 @@ impl Applier {
             fresh_bytes: 0,
             fresh_bytes_max,
             tokens: BTreeMap::new(),
+            applied_bytes: 0,
+            duplicates: 0,
+            marker: None,
+            restore: Restore::No,
         }
+    }
+
+    /// Goes on from a snapshot that stands on this node's disk. An application that holds more than that by itself, through
+    /// `durable`, keeps its state, and is handed nothing that it has (rule D2).
+    pub fn resume(&mut self, snapshot: Option<(SnapshotName, Meta)>, durable: Option<u64>) -> Result<(), Fault> {
+        let mut restored = BOOTSTRAP.0;
+        if let Some((name, meta)) = snapshot {
+            self.take_over(name.index, meta)?;
+            (self.handed, self.fresh_through, restored) = (name.index, name.index, name.index);
+            self.restore = Restore::Now(name);
+        }
+        if let Some(durable) = durable.filter(|durable| *durable >= restored) {
+            (self.handed, self.fresh_through) = (durable.max(self.applied), durable.max(self.applied));
+            self.restore = Restore::No;
+        }
+        Ok(())
+    }
+
+    /// A snapshot of another node takes the place of everything. The application gets it once it is durable here
+    /// ([`Self::installed`]): one that keeps its own state durably must never be ahead of its node's log.
+    /// Returns the waiters of entries that the application will not see: the snapshot contains them (rule S5).
+    pub fn install(&mut self, name: SnapshotName, meta: Meta) -> Result<Vec<Token>, Fault> {
+        self.take_over(name.index, meta)?;
+        let fresh = std::mem::take(&mut self.fresh).into_iter().filter_map(|applied| applied.token);
+        let lost = fresh.chain(std::mem::take(&mut self.tokens).into_values()).collect();
+        self.fresh_bytes = 0;
+        self.fresh_through = name.index;
+        self.marker = None;
+        self.restore = Restore::Later(name);
+        Ok(lost)
+    }
+
+    /// The snapshot that was installed last is durable.
+    pub fn installed(&mut self) {
+        if let Restore::Later(name) = self.restore {
+            self.restore = Restore::Now(name);
+        }
+    }
+
+    fn take_over(&mut self, index: u64, meta: Meta) -> Result<(), Fault> {
+        let Origin { id, boot, nonce } = self.own;
+        match meta.sessions.start_of(id) {
+            Some((found, _)) if found > boot => return Err(Fault::RolledBack { index, found, boot }),
+            Some((found, other)) if found == boot && other != nonce => return Err(Fault::Copied { index }),
+            _ => {}
+        }
+        self.sessions = match mutants::on(Mutant::SnapshotWithoutSessions) {
+            true => Sessions::default(),
+            false => meta.sessions,
+        };
+        self.timestamp_ns = meta.timestamp_ns;
+        self.skipped = meta.skipped;
+        self.applied = index;
+        Ok(())
+    }
+
+    /// The application is ahead of what this start has applied: it holds its state durably (rule D2). It cannot show its
+    /// state as of now.
+    pub fn is_behind_application(&self) -> bool {
+        self.handed > self.applied
+    }
+
+    /// A snapshot is wanted of the state as of now; it is taken when the application gets here.
+    pub fn mark(&mut self, term: u64, conf_state: ConfState) {
+        let meta = Meta {
+            conf_state,
+            sessions: self.sessions.clone(),
+            timestamp_ns: self.timestamp_ns,
+            skipped: self.skipped.clone(),
+        };
+        self.marker = Some(Marker { index: self.applied, term, meta });
+    }
+
+    /// The log begins behind `index` from now on: nobody reads what is before that again.
+    pub fn compacted(&mut self, index: u64) {
+        let live = self.skipped.partition_point(|skipped| *skipped <= index);
+        self.skipped.drain(..live);
+    }
+
+    /// Which commands were applied.
+    pub fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+
+    /// Bytes of all commands that this start has applied.
+    pub fn applied_bytes(&self) -> u64 {
+        self.applied_bytes
     }
 
     /// The engine's cursor.
@@ -93,8 +224,7 @@ impl Applier {
     #[cfg(feature = "sim")]
     pub fn digest(&self) -> (u64, u64) {
         use super::inspect::fold;
-        let skipped = self.skipped.iter().fold(0, |digest, index| fold(digest, *index));
-        (self.applied, fold(fold(self.sessions.digest(), self.timestamp_ns), skipped))
+        (self.applied, fold(self.sessions.digest(), self.timestamp_ns))
     }
 
     /// Words of the session of `origin`; bytes kept for the application, and the largest command among them.
@@ -104,9 +234,9 @@ impl Applier {
         (self.sessions.words(origin), self.fresh_bytes, largest.unwrap_or(0))
     }
 
-    /// Commands skipped because they were applied before.
+    /// Commands that this start skipped because they were applied before.
     pub fn skipped(&self) -> u64 {
-        self.skipped.len() as u64
+        self.duplicates
     }
 
     /// Passes over an entry that is none of the application's.
@@ -122,15 +252,22 @@ impl Applier {
         let (index, term) = (entry.index, entry.term);
         let command = Command::from_bytes(entry.data).map_err(|source| Fault::Entry { index, source })?;
         let header = command.header();
+        self.applied_bytes += command.as_bytes().len() as u64;
         self.timestamp_ns = self.timestamp_ns.max(header.timestamp_ns);
         let verdict = self.sessions.admit(&header);
         self.check_own(index, &header, verdict)?;
         if verdict == Verdict::Skip {
             self.skipped.push(index);
+            self.duplicates += 1;
             self.pass(index);
             return Ok(());
         }
         let token = waiter(&header);
+        if index <= self.handed {
+            // The application has it durably, from an earlier start (rule D2).
+            self.applied = index;
+            return Ok(());
+        }
         if self.fresh_through + 1 == index
             && (self.fresh_bytes < self.fresh_bytes_max || mutants::on(Mutant::UnboundedFresh))
         {
@@ -160,31 +297,44 @@ impl Applier {
         Ok(())
     }
 
-    /// The next commands for the application, about `max_bytes` of them; `None` if it has been handed everything.
-    pub fn hand_out(&mut self, log: &LogView, max_bytes: usize) -> Result<Option<Batch>, Fault> {
-        if self.handed == self.applied {
-            return Ok(None);
+    /// What the application is to do next, about `max_bytes` of commands; `None` if it has been handed everything.
+    pub fn hand_out(&mut self, log: &LogView, max_bytes: usize) -> Result<Option<HandOut>, Fault> {
+        match self.restore {
+            Restore::No => {}
+            Restore::Later(_) => return Ok(None),
+            Restore::Now(name) => {
+                (self.restore, self.handed) = (Restore::No, name.index);
+                return Ok(Some(HandOut::Restore(name)));
+            }
+        }
+        let end = self.marker.as_ref().map_or(self.applied, |marker| marker.index);
+        if self.handed >= end {
+            let mut marker = self.marker.take();
+            if let Some(marker) = marker.as_mut().filter(|_| mutants::on(Mutant::SessionsLaterThanCapture)) {
+                marker.meta.sessions = self.sessions.clone();
+            }
+            return Ok(marker.map(HandOut::Capture));
         }
         if self.fresh.is_empty() && self.fresh_through == self.handed {
-            return self.hand_out_from_log(log, max_bytes).map(Some);
+            return self.hand_out_from_log(log, end, max_bytes).map(HandOut::Apply).map(Some);
         }
         let mut batch = Batch { entries: Vec::new(), through: 0, bytes: 0 };
-        while batch.bytes < max_bytes {
+        while batch.bytes < max_bytes && self.fresh.front().is_some_and(|next| next.index <= end) {
             let Some(applied) = self.fresh.pop_front() else { break };
             batch.bytes += weight(&applied.command);
             batch.entries.push(applied);
         }
         self.fresh_bytes -= batch.bytes;
-        batch.through = match (self.fresh.is_empty(), batch.entries.last()) {
-            (false, Some(last)) => last.index,
-            _ => self.fresh_through,
+        batch.through = match (self.fresh.front(), batch.entries.last()) {
+            (Some(next), Some(last)) if next.index <= end => last.index,
+            _ => self.fresh_through.min(end),
         };
         self.handed = batch.through;
-        Ok(Some(batch))
+        Ok(Some(HandOut::Apply(batch)))
     }
 
-    fn hand_out_from_log(&mut self, log: &LogView, max_bytes: usize) -> Result<Batch, Fault> {
-        let (entries, through) = self.read_again(log, self.handed, self.applied, max_bytes as u64)?;
+    fn hand_out_from_log(&mut self, log: &LogView, end: u64, max_bytes: usize) -> Result<Batch, Fault> {
+        let (entries, through) = self.read_again(log, self.handed, end, max_bytes as u64)?;
         let mut batch = Batch { entries, through, bytes: 0 };
         for applied in &mut batch.entries {
             let token = self.tokens.remove(&applied.index);
@@ -257,7 +407,7 @@ mod tests {
 
     fn drain(applier: &mut Applier, log: &LogView, max_bytes: usize) -> (Vec<(u64, Option<Token>)>, Vec<u64>) {
         let (mut seen, mut cursors) = (Vec::new(), Vec::new());
-        while let Some(batch) = applier.hand_out(log, max_bytes).unwrap() {
+        while let Some(HandOut::Apply(batch)) = applier.hand_out(log, max_bytes).unwrap() {
             seen.extend(batch.entries.iter().map(|applied| (applied.index, applied.token)));
             cursors.push(batch.through);
         }

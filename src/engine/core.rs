@@ -4,20 +4,26 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use prost::Message as _;
 use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType};
-use raft::{ProgressState, RawNode, StateRole};
+use raft::{ProgressState, RawNode, SnapshotStatus, StateRole, Storage};
 
 use super::admission::{self, Refused};
-use super::applier::{Applier, Batch, Origin};
+use super::applier::{Applier, HandOut, Origin};
 use super::command::{self, Command};
 use super::log_view::LogView;
 use super::patience::{self, Patience};
 use super::persist::{Persist, PersistQueue};
 use super::proposals::Proposals;
 use super::reads::{Reader, Reads};
+use super::snapshot::Meta;
+use super::snapshots::{SnapshotPolicy, Snapshots};
+use super::stragglers::Stragglers;
 use super::time::{Now, Stamper};
-use super::{Applied, Effect, Failure, Fault, Leadership, NodeId, Rejection, Token, APPLICATION_GROUP};
+use super::Applied;
+use super::{Effect, Failure, Fault, Leadership, NodeId, Rejection, Token, APPLICATION_GROUP, BOOTSTRAP};
 use crate::mutants::{self, Mutant};
+use crate::storage::snapshot::SnapshotName;
 use crate::storage::{GroupState, LogReader};
 
 /// What raft-rs hands out at once for application.
@@ -58,6 +64,20 @@ pub struct Settings {
     pub max_fresh_bytes: usize,
     /// Bytes of entries kept in memory for peers and readers.
     pub entry_cache_bytes: usize,
+    /// When snapshots are taken.
+    pub snapshots: SnapshotPolicy,
+}
+
+/// What an engine goes on from.
+pub struct Opening {
+    /// What the log held.
+    pub state: GroupState,
+    /// The snapshot that the log names.
+    pub snapshot: Option<(SnapshotName, Meta)>,
+    /// (index, term) of the last entry that the application's state machine holds durably by itself (rule D2).
+    pub durable: Option<(u64, u64)>,
+    /// The cluster has just been formed, so that it elects a leader at once.
+    pub is_fresh: bool,
 }
 
 /// A forwarded command at the leader.
@@ -84,6 +104,10 @@ pub struct Engine {
     /// A proposal was refused: the next attempts wait for a tick, so that two nodes do not play ping-pong.
     hold_proposals: bool,
     reads: Reads,
+    snapshots: Snapshots,
+    stragglers: Stragglers,
+    /// A snapshot is being installed by this Ready; raft-rs may not hear that it is applied before it is durable.
+    installing: Option<u64>,
     /// Calls whose entry or barrier stands, waiting for the application's cursor: (index, reader).
     awaiting_application: VecDeque<(u64, Reader)>,
     /// No deadline among them is earlier.
@@ -104,31 +128,45 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Goes on where the log ends. `fresh` says that the cluster has just been formed, so that it elects a leader at once.
+    /// Goes on where the log ends.
     pub fn new(
         settings: &Settings,
-        state: GroupState,
+        opening: Opening,
         reader: Arc<dyn LogReader>,
         logger: &slog::Logger,
-        fresh: bool,
     ) -> Result<Self, Fault> {
+        let Opening { mut state, snapshot, durable, is_fresh } = opening;
         let begin = state.truncated.0;
-        if state.hard_state.commit < begin || state.hard_state.commit > state.last_index {
-            let (commit, last) = (state.hard_state.commit, state.last_index);
+        if begin > BOOTSTRAP.0 && snapshot.as_ref().is_none_or(|(name, _)| name.index < begin) {
+            return Err(Fault::NoSnapshot { begin });
+        }
+        // What is in a snapshot, or in a durable state machine, was committed, whatever the log knows of it (rule D2).
+        let known = snapshot.as_ref().map_or(0, |(name, _)| name.index);
+        state.hard_state.commit = state.hard_state.commit.max(known).max(durable.map_or(0, |(index, _)| index));
+        let (commit, last) = (state.hard_state.commit, state.last_index);
+        check_durable(&state, durable)?;
+        if commit < begin || commit > last {
             return Err(Fault::Commit { commit, begin, last });
         }
-        let conf_state = ConfState { voters: settings.voters.clone(), ..Default::default() };
-        let log = LogView::new(APPLICATION_GROUP, state, conf_state, reader, settings.entry_cache_bytes);
-        let stamper = Stamper::new(last_stamp(&log)?);
+        let bootstrap = || ConfState { voters: settings.voters.clone(), ..Default::default() };
+        let conf_state = snapshot.as_ref().map_or_else(bootstrap, |(_, meta)| meta.conf_state.clone());
+        let newest = snapshot.as_ref().map(|(name, meta)| (*name, meta.conf_state.clone()));
+        let timestamp_ns = snapshot.as_ref().map_or(0, |(_, meta)| meta.timestamp_ns);
+        let applied = newest.as_ref().map_or(begin, |(name, _)| name.index);
+        let mut log = LogView::new(APPLICATION_GROUP, state, conf_state, reader, settings.entry_cache_bytes);
+        if let Some((name, conf_state)) = &newest {
+            log.set_snapshot(*name, conf_state.clone());
+        }
+        let stamper = Stamper::new(last_stamp(&log)?.max(timestamp_ns));
         let config = raft::Config {
             id: settings.id,
             election_tick: settings.election_ticks,
             min_election_tick: settings.election_ticks,
             max_election_tick: patience::RAFT_DRAWS_BELOW,
             heartbeat_tick: settings.heartbeat_ticks,
-            // Everything is replayed from where the log begins, so `applied` is never beyond the stored commit index,
-            // on which raft-rs panics.
-            applied: begin,
+            // Everything behind the snapshot is replayed, with its members to begin with (rule C4). It is never beyond the
+            // commit index, on which raft-rs panics.
+            applied,
             max_size_per_msg: settings.max_message_bytes,
             max_inflight_msgs: settings.max_inflight_messages,
             check_quorum: true,
@@ -141,17 +179,22 @@ impl Engine {
         let first_voter = settings.voters.iter().min() == Some(&settings.id);
         let alone = settings.voters == [settings.id];
         let own = Origin { id: settings.id, boot: settings.boot, nonce: settings.nonce };
+        let mut applier = Applier::new(own, begin, settings.max_fresh_bytes);
+        applier.resume(snapshot, durable.map(|(index, _)| index))?;
         Ok(Self {
             id: settings.id,
             raw: RawNode::new(&config, log, logger)?,
             patience: Patience::new(settings.seed, settings.election_ticks),
             persist: PersistQueue::default(),
             commit_unsaved: false,
-            applier: Applier::new(own, begin, settings.max_fresh_bytes),
+            applier,
             proposals: Proposals::new(own, settings.election_ticks),
             forwarded: Vec::new(),
             hold_proposals: false,
             reads: Reads::new(settings.id, settings.boot, settings.election_ticks),
+            snapshots: Snapshots::new(settings.snapshots, begin, newest),
+            stragglers: Stragglers::new(settings.election_ticks),
+            installing: None,
             awaiting_application: VecDeque::new(),
             awaiting_deadline_ns: u64::MAX,
             application_applied: begin,
@@ -161,7 +204,7 @@ impl Engine {
             max_entry_bytes: settings.max_entry_bytes,
             max_message_bytes: settings.max_message_bytes,
             has_more: false,
-            urge_ticks: if alone || (fresh && first_voter) { 2 * settings.election_ticks } else { 0 },
+            urge_ticks: if alone || (is_fresh && first_voter) { 2 * settings.election_ticks } else { 0 },
             obstacle: None,
             effects: Vec::new(),
         })
@@ -172,6 +215,8 @@ impl Engine {
         self.hold_proposals = false;
         self.proposals.tick();
         self.reads.tick();
+        self.snapshots.tick();
+        self.stragglers.tick(self.raw.raft.prs());
         if self.commit_unsaved {
             self.commit_unsaved = false;
             let hard_state = Some(self.raw.store().hard_state().clone());
@@ -181,6 +226,9 @@ impl Engine {
         // A sole voter that campaigns while a Ready of its is not durable makes raft-rs panic: it becomes leader in the
         // same step, and its earlier Readies must not hold entries then.
         if raft.prs().is_singleton() && raft.state != StateRole::Leader && !self.persist.is_empty() {
+            return;
+        }
+        if self.cannot_campaign() {
             return;
         }
         // raft-rs campaigns on learners, too.
@@ -200,9 +248,76 @@ impl Engine {
     /// A message of the authenticated peer `from`.
     pub fn handle_message(&mut self, from: NodeId, message: Message) -> Result<(), Refused> {
         admission::admit(&self.raw, from, &message)?;
+        if message.msg_type == MessageType::MsgTimeoutNow as i32 && self.cannot_campaign() {
+            return Err(Refused::Installing);
+        }
         // Errors of `step` say that a message came too late to matter.
         let _ = self.raw.step(message);
         Ok(())
+    }
+
+    /// A snapshot of the authenticated peer `from` has arrived: the file is whole, and durable; `meta` stands in it.
+    pub fn handle_snapshot(
+        &mut self,
+        from: NodeId,
+        message: Message,
+        name: SnapshotName,
+        meta: Meta,
+    ) -> Result<(), Refused> {
+        admission::admit_snapshot(&self.raw, from, &message, &name, &meta)?;
+        self.snapshots.arrived = Some((name, meta));
+        // Errors of `step` say that a message came too late to matter.
+        let _ = self.raw.step(message);
+        // It is late, or the log holds what it holds: raft-rs makes nothing of it.
+        if self.raw.raft.raft_log.unstable_snapshot().is_none() {
+            self.snapshots.arrived = None;
+        }
+        Ok(())
+    }
+
+    /// A snapshot that was to be sent to `to` is whole and durable there, or never will be: raft-rs waits to hear so.
+    pub fn handle_snapshot_sent(&mut self, to: NodeId, is_there: bool) {
+        let status = if is_there { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+        self.raw.report_snapshot(to, status);
+    }
+
+    /// A call of the application for a snapshot of its state as it is now, or later.
+    pub fn handle_snapshot_call(&mut self, token: Token, deadline_ns: u64) {
+        match self.snapshots.ask(token, self.application_applied, deadline_ns) {
+            Ok(()) => {}
+            Err(Ok(index)) => self.effects.push(Effect::Snapshot { token, index }),
+            Err(Err(failure)) => self.effects.push(Effect::Failed { token, failure }),
+        }
+    }
+
+    /// The snapshot at the marker of `index` ([`HandOut::Capture`]) has come to its end: its file is whole and durable, or
+    /// it could not be taken.
+    pub fn handle_captured(&mut self, index: u64, outcome: Result<SnapshotName, String>) {
+        match outcome {
+            Ok(name) => {
+                if self.snapshots.taken(name) {
+                    self.compact_behind(name);
+                }
+            }
+            Err(reason) => {
+                for token in self.snapshots.failed(index) {
+                    let failure = Failure::Snapshot { reason: reason.clone() };
+                    self.effects.push(Effect::Failed { token, failure });
+                }
+            }
+        }
+    }
+
+    /// The log names this snapshot durably: files of others that are not [`Self::snapshots_in_use`] can go.
+    pub fn handle_recorded(&mut self, name: SnapshotName) {
+        let index = name.index;
+        let answered = self.snapshots.recorded(name);
+        self.effects.extend(answered.into_iter().map(|token| Effect::Snapshot { token, index }));
+    }
+
+    /// Snapshots whose files are needed.
+    pub fn snapshots_in_use(&self) -> Vec<SnapshotName> {
+        self.snapshots.in_use()
     }
 
     /// A message past the guard.
@@ -290,6 +405,7 @@ impl Engine {
                 self.raw.on_persist_ready(number);
                 self.raw.mut_store().mark_durable(number);
                 self.effects.extend(messages.into_iter().map(send));
+                self.finish_install(number);
             }
             self.send_proposals(now);
             self.start_read_round();
@@ -299,6 +415,7 @@ impl Engine {
             }
             self.take_ready()?;
         }
+        self.mark_snapshot();
         self.publish_leadership();
         Ok(std::mem::take(&mut self.effects))
     }
@@ -319,8 +436,8 @@ impl Engine {
         self.has_more
     }
 
-    /// The next commands for the application, about `max_bytes` of them; `None` if it has been handed everything.
-    pub fn hand_out(&mut self, max_bytes: usize) -> Result<Option<Batch>, Fault> {
+    /// What the application is to do next, about `max_bytes` of commands; `None` if it has been handed everything.
+    pub fn hand_out(&mut self, max_bytes: usize) -> Result<Option<HandOut>, Fault> {
         self.applier.hand_out(self.raw.store(), max_bytes)
     }
 
@@ -332,20 +449,24 @@ impl Engine {
             return Ok(Err(begin));
         }
         let after = after.max(begin);
-        if after >= self.application_applied {
+        // A state machine that is durable itself may be ahead of what this start has applied.
+        let end = self.application_applied.min(self.applier.applied());
+        if after >= end {
             return Ok(Ok((Vec::new(), after)));
         }
-        self.applier.read_again(self.raw.store(), after, self.application_applied, max_bytes).map(Ok)
+        self.applier.read_again(self.raw.store(), after, end, max_bytes).map(Ok)
     }
 
     /// The moment at which a deadline passes, in nanoseconds of boottime, or `u64::MAX`.
     pub fn next_deadline_ns(&self) -> u64 {
-        self.proposals.next_deadline_ns().min(self.reads.next_deadline_ns()).min(self.awaiting_deadline_ns)
+        let calls = self.proposals.next_deadline_ns().min(self.reads.next_deadline_ns());
+        calls.min(self.awaiting_deadline_ns).min(self.snapshots.next_deadline_ns())
     }
 
     /// Calls of the application that wait for something.
     pub fn has_pending_calls(&self) -> bool {
-        self.proposals.len() > 0 || !self.reads.is_empty() || !self.awaiting_application.is_empty()
+        let waits = !self.awaiting_application.is_empty() || !self.snapshots.is_idle();
+        self.proposals.len() > 0 || !self.reads.is_empty() || waits
     }
 
     /// Ends every call of the application; the node closes.
@@ -354,6 +475,7 @@ impl Engine {
         let mut failed = |token, failure| effects.push(Effect::Failed { token, failure });
         self.proposals.close(&mut failed);
         self.reads.close(&mut failed);
+        self.snapshots.close(&mut failed);
         for (_, reader) in self.awaiting_application.drain(..) {
             failed(reader.token, Failure::Closed);
         }
@@ -396,6 +518,7 @@ impl Engine {
         let mut failed = |token, failure| effects.push(Effect::Failed { token, failure });
         self.proposals.expire(now.boottime_ns, &unsent, &mut failed);
         self.reads.expire(now.boottime_ns, &unread, &mut failed);
+        self.snapshots.expire(now.boottime_ns, &mut failed);
         if now.boottime_ns < self.awaiting_deadline_ns {
             return;
         }
@@ -518,9 +641,9 @@ impl Engine {
         let mut persisted_messages = ready.take_persisted_messages();
         let read_states = ready.take_read_states();
         let must_sync = ready.must_sync();
-        if !ready.snapshot().is_empty() {
-            return Err(Fault::Unknown { what: "a snapshot", index: ready.snapshot().get_metadata().index });
-        }
+        let snapshot = (!ready.snapshot().is_empty()).then(|| ready.snapshot().get_metadata());
+        let installed = snapshot.map(|metadata| (metadata.index, metadata.term));
+        let name = installed.map(|place| self.install(number, place)).transpose()?;
         let log = self.raw.mut_store();
         if let Some(hard_state) = ready.hs() {
             let before = log.hard_state();
@@ -540,6 +663,7 @@ impl Engine {
         }
         // Readable before it is durable: raft-rs asks for it from now on.
         log.append(number, &entries);
+        // In full, also where nothing of it changed: what clears the log for a snapshot clears the vote as well (rule D1).
         let hard_state = must_sync.then(|| log.hard_state().clone()).filter(|_| !mutants::on(Mutant::ForgetHardState));
         self.raw.advance_append_async(ready);
 
@@ -547,11 +671,18 @@ impl Engine {
             true => entries.iter().filter(|entry| entry.index > self.applier.applied()).cloned().collect(),
             false => committed,
         };
+        for message in &messages {
+            if let Some(metadata) = message.snapshot.as_ref().and_then(|snapshot| snapshot.metadata.as_ref()) {
+                self.stragglers.sent(message.to, metadata.index);
+            }
+        }
         self.effects.extend(messages.into_iter().map(send));
         self.persist.push(number, must_sync, persisted_messages);
         if must_sync {
             self.commit_unsaved = false;
-            self.effects.push(Effect::Persist(Persist { number, entries, hard_state, sync: true }));
+            let (truncated, snapshot) = (installed, name);
+            let persist = Persist { number, entries, hard_state, truncated, snapshot, sync: true };
+            self.effects.push(Effect::Persist(persist));
         }
         for state in read_states {
             let readers = self.reads.answered(&state.request_ctx);
@@ -603,8 +734,92 @@ impl Engine {
         if mutants::on(Mutant::StampFromApplied) {
             self.stamper.observe(self.applier.timestamp_ns());
         }
-        self.raw.advance_apply_to(self.applier.applied().min(self.raw.raft.raft_log.committed));
+        self.advance_applied();
         Ok(())
+    }
+
+    /// raft-rs panics if what is applied is not committed, or not durable here, as a snapshot is not for a while.
+    fn advance_applied(&mut self) {
+        let log = &self.raw.raft.raft_log;
+        let applied = self.applier.applied().min(log.committed).min(log.persisted);
+        if applied > log.applied {
+            self.raw.advance_apply_to(applied);
+        }
+    }
+
+    /// A snapshot of another node takes the place of log and replicated state (rules D1, S5).
+    fn install(&mut self, number: u64, place: (u64, u64)) -> Result<SnapshotName, Fault> {
+        let arrived = self.snapshots.arrived.take_if(|(name, _)| (name.index, name.term) == place);
+        let (name, meta) = arrived.ok_or(Fault::StraySnapshot { index: place.0 })?;
+        let conf_state = meta.conf_state.clone();
+        self.stamper.observe(meta.timestamp_ns);
+        let lost = self.applier.install(name, meta)?;
+        self.snapshots.installed(name, conf_state.clone(), self.applier.applied_bytes());
+        let log = self.raw.mut_store();
+        log.install(name.index, name.term);
+        log.set_snapshot(name, conf_state);
+        self.installing = Some(number);
+        let (effects, index) = (&mut self.effects, name.index);
+        let mut failed = |token, failure| effects.push(Effect::Failed { token, failure });
+        self.awaiting_application.retain(|(_, reader)| !lost.contains(&reader.token));
+        for token in lost {
+            failed(token, Failure::AppliedWithoutResult { index });
+        }
+        self.proposals.installed(self.applier.sessions(), index, &mut failed);
+        // The first entry of its last entry's term is in it, and is never applied here.
+        if !mutants::on(Mutant::InstallBeginsNoTerm) {
+            self.proposals.term_began(name.term);
+        }
+        Ok(name)
+    }
+
+    /// Between a snapshot that raft-rs has handed out and its fsync, raft-rs takes everything behind its last applied entry
+    /// for unapplied, looks for it in the log when it campaigns, and panics: the log begins later.
+    fn cannot_campaign(&self) -> bool {
+        self.installing.is_some() && !mutants::on(Mutant::CampaignDuringInstall)
+    }
+
+    fn finish_install(&mut self, number: u64) {
+        if self.installing.take_if(|ready| *ready <= number).is_some() {
+            self.applier.installed();
+            self.advance_applied();
+        }
+    }
+
+    /// Puts a marker into the apply queue if a snapshot is due.
+    fn mark_snapshot(&mut self) {
+        self.snapshots.is_wanted |= self.raw.store().take_snapshot_wanted();
+        let (applied, bytes) = (self.applier.applied(), self.applier.applied_bytes());
+        let is_possible = self.installing.is_none() && !self.applier.is_behind_application();
+        if !is_possible || !self.snapshots.is_due(applied, bytes) {
+            return;
+        }
+        // It is in the log, since nothing behind the last snapshot was compacted.
+        let Ok(term) = self.raw.store().term(applied) else { return };
+        let conf_state = self.raw.raft.prs().conf().to_conf_state();
+        self.snapshots.begin(applied, bytes, conf_state.clone());
+        self.applier.mark(term, conf_state);
+    }
+
+    /// The log begins a trail behind a snapshot that is on this node's disk. The application took that snapshot, so its
+    /// cursor is there or beyond (rule C1).
+    fn compact_behind(&mut self, name: SnapshotName) {
+        let begin = self.raw.store().truncated_index();
+        if self.raw.raft.state != StateRole::Leader {
+            self.stragglers.clear();
+        }
+        let index = name.index.saturating_sub(self.snapshots.trail());
+        let index = self.stragglers.allow(index).max(begin);
+        let conf_state = self.snapshots.newest().map(|(_, conf_state)| conf_state.clone()).unwrap_or_default();
+        let log = self.raw.mut_store();
+        log.set_snapshot(name, conf_state);
+        let truncated = log.term(index).ok().map(|term| (index, term)).filter(|_| index > begin);
+        if let Some((index, term)) = truncated {
+            log.compact(index, term);
+            self.applier.compacted(index);
+        }
+        let persist = Persist { truncated, snapshot: Some(name), sync: true, ..Default::default() };
+        self.effects.push(Effect::Persist(persist));
     }
 
     fn publish_leadership(&mut self) {
@@ -624,7 +839,22 @@ impl Engine {
 }
 
 fn send(message: Message) -> Effect {
-    Effect::Send(Box::new(message))
+    let name = message.snapshot.as_ref().and_then(|snapshot| SnapshotName::decode(snapshot.data.as_slice()).ok());
+    match name {
+        Some(name) => Effect::SendSnapshot { name, message: Box::new(message) },
+        None => Effect::Send(Box::new(message)),
+    }
+}
+
+/// A state machine that is durable itself holds a prefix of this log, or has nothing to do with it (rule D2).
+fn check_durable(state: &GroupState, durable: Option<(u64, u64)>) -> Result<(), Fault> {
+    let Some((index, term)) = durable.filter(|(index, _)| *index >= state.truncated.0) else { return Ok(()) };
+    let found = match state.term(index) {
+        Some(found) if found == term => return Ok(()),
+        Some(found) => format!("has an entry of term {found} there"),
+        None => format!("ends at entry {}", state.last_index),
+    };
+    Err(Fault::Durable { index, term, found })
 }
 
 /// The stamp of the last stamped entry in the log (design decision 8: entries without a stamp inherit).
@@ -661,6 +891,8 @@ pub struct EngineStatus {
     pub commit: u64,
     /// The engine's cursor.
     pub applied: u64,
+    /// Index of the newest snapshot on this node's disk; 0 if there is none.
+    pub snapshot_index: u64,
     /// First index in the log.
     pub first_index: u64,
     /// Last index in the log.
@@ -712,6 +944,7 @@ impl Engine {
             leader: self.leadership.leader,
             commit: raft.raft_log.committed,
             applied: self.applier.applied(),
+            snapshot_index: self.snapshots.newest().map_or(0, |(name, _)| name.index),
             first_index: self.raw.store().truncated_index() + 1,
             last_index: raft.raft_log.last_index(),
             timestamp_ns: self.applier.timestamp_ns(),

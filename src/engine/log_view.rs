@@ -3,14 +3,17 @@
 //! Entries are readable here from the moment their Ready is taken, before they are durable (async ready, Raft thesis
 //! 10.2.1). Terms, hard state and conf state are answered from memory; entries from a bounded cache, else from the log.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use prost::Message;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
 use super::GroupId;
 use crate::mutants::{self, Mutant};
+use crate::storage::snapshot::SnapshotName;
 use crate::storage::{GroupState, LogReader, TermRun};
 
 /// What an entry occupies beyond its payload, roughly.
@@ -31,6 +34,10 @@ pub struct LogView {
     cache_bytes_max: usize,
     /// The highest Ready known to be durable.
     durable: u64,
+    /// What followers are sent that need more than the log holds, and who votes and learns there.
+    snapshot: Option<(SnapshotName, ConfState)>,
+    /// raft-rs asked for a snapshot and there was none that would do.
+    snapshot_wanted: Cell<bool>,
     /// Why the log could not be read; raft-rs panics on such an error, and this says why.
     failure: parking_lot::Mutex<Option<String>>,
 }
@@ -66,6 +73,8 @@ impl LogView {
             cache_bytes: 0,
             cache_bytes_max,
             durable: 0,
+            snapshot: None,
+            snapshot_wanted: Cell::new(false),
             failure: parking_lot::Mutex::default(),
         }
     }
@@ -97,6 +106,34 @@ impl LogView {
         while self.cache_bytes > self.cache_bytes_max && self.cache.front().is_some_and(|front| front.ready <= ready) {
             self.cache.pop_front().inspect(|cached| self.cache_bytes -= weight(&cached.entry));
         }
+    }
+
+    /// Followers are sent this snapshot from now on.
+    pub fn set_snapshot(&mut self, name: SnapshotName, conf_state: ConfState) {
+        self.snapshot = Some((name, conf_state));
+    }
+
+    /// Whether a snapshot was asked for in vain since the last call.
+    pub fn take_snapshot_wanted(&self) -> bool {
+        self.snapshot_wanted.take()
+    }
+
+    /// The log begins behind `index`, which it holds.
+    pub fn compact(&mut self, index: u64, term: u64) {
+        while self.cache.front().is_some_and(|cached| cached.entry.index <= index) {
+            self.cache.pop_front().inspect(|cached| self.cache_bytes -= weight(&cached.entry));
+        }
+        let live = self.terms.partition_point(|run| run.first_index <= index + 1);
+        self.terms.drain(..live.saturating_sub(1));
+        self.truncated = (index, term);
+    }
+
+    /// A snapshot takes the place of the whole log.
+    pub fn install(&mut self, index: u64, term: u64) {
+        self.cache.clear();
+        self.cache_bytes = 0;
+        self.terms.clear();
+        (self.truncated, self.last_index) = ((index, term), index);
     }
 
     /// Remembers the hard state of a Ready.
@@ -207,9 +244,22 @@ impl Storage for LogView {
         Ok(self.last_index)
     }
 
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        // The log is whole, so nobody needs a snapshot; this error makes raft-rs ask again later.
-        Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        let is_member = |conf: &ConfState| {
+            conf.voters.contains(&to) || conf.learners.contains(&to) || conf.voters_outgoing.contains(&to)
+        };
+        // A receiver refuses a snapshot in which it is no member (raft-rs #472).
+        let fits = self.snapshot.as_ref().filter(|(name, conf)| name.index >= request_index && is_member(conf));
+        let Some((name, conf_state)) = fits else {
+            self.snapshot_wanted.set(true);
+            // This error makes raft-rs ask again later.
+            return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
+        };
+        let mut snapshot = Snapshot { data: name.encode_to_vec(), ..Default::default() };
+        let metadata = snapshot.mut_metadata();
+        (metadata.index, metadata.term) = (name.index, name.term);
+        metadata.set_conf_state(conf_state.clone());
+        Ok(snapshot)
     }
 }
 

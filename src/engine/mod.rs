@@ -17,6 +17,9 @@ mod persist;
 mod proposals;
 mod reads;
 mod session;
+pub mod snapshot;
+mod snapshots;
+mod stragglers;
 #[cfg(test)]
 mod tests;
 mod time;
@@ -24,15 +27,17 @@ mod time;
 use raft::eraftpb::Message;
 
 pub use self::admission::Refused;
-pub use self::applier::Batch as AppliedBatch;
-pub use self::core::{Engine, EngineStatus, PeerProgress, Settings};
+pub use self::applier::{Batch as AppliedBatch, HandOut, Marker};
+pub use self::core::{Engine, EngineStatus, Opening, PeerProgress, Settings};
 #[cfg(feature = "sim")]
 pub use self::inspect::Sizes;
 pub use self::persist::Persist;
 pub use self::proposals::FORWARDED_BYTES_MAX;
 pub use self::reads::Reader;
 pub use self::session::WINDOW;
+pub use self::snapshots::SnapshotPolicy;
 pub use self::time::Now;
+use crate::storage::snapshot::SnapshotName;
 use crate::storage::StorageError;
 use command::{Command, CommandError};
 
@@ -56,6 +61,21 @@ pub type Token = u64;
 pub enum Effect {
     /// Send to `message.to`; messages to one peer keep their order. Tell [`Engine::handle_unreachable`] if that fails.
     Send(Box<Message>),
+    /// Send this snapshot to `message.to`, and the message with it: the peer steps it once the file is whole and durable
+    /// there ([`Engine::handle_snapshot`]). Tell [`Engine::handle_snapshot_sent`] how it ended.
+    SendSnapshot {
+        /// Which.
+        name: SnapshotName,
+        /// Goes with it.
+        message: Box<Message>,
+    },
+    /// A call for a snapshot is answered: the log names one of this index durably.
+    Snapshot {
+        /// Whose.
+        token: Token,
+        /// The index.
+        index: u64,
+    },
     /// Hand to the persist thread, which works in order and tells [`Engine::handle_persisted`].
     Persist(Persist),
     /// Send this command to the leader.
@@ -134,15 +154,15 @@ pub enum Failure {
         /// It was applied at or before this index.
         index: u64,
     },
-    /// The node closed before the call left this process: not committed, and never will be.
-    ClosedUnsent,
-    /// The node closed while the call was under way: it may or may not be applied.
-    Closed,
-    /// There is no snapshot.
+    /// A snapshot could not be taken.
     Snapshot {
         /// Why, with what to do.
         reason: String,
     },
+    /// The node closed before the call left this process: not committed, and never will be.
+    ClosedUnsent,
+    /// The node closed while the call was under way: it may or may not be applied.
+    Closed,
 }
 
 /// Who leads, as far as this node knows.
@@ -208,7 +228,33 @@ pub enum Fault {
         /// Where it stands.
         index: u64,
     },
-    /// A membership change, a snapshot: written by a newer build.
+    /// raft-rs installs a snapshot that did not come through [`Engine::handle_snapshot`].
+    #[error("raft-rs installs a snapshot of index {index} that this node has not received: please report this")]
+    StraySnapshot {
+        /// Its index.
+        index: u64,
+    },
+    /// What the state machine says that it holds durably is not in the log (rule D2).
+    #[error(
+        "the state machine says that it holds everything up to entry {index} of term {term}, and the log {found}: state          machine and data directory do not belong together, or one of them was rolled back; put both back as they were          together, or start this node as a new member"
+    )]
+    Durable {
+        /// What it says.
+        index: u64,
+        /// What it says.
+        term: u64,
+        /// What the log has there.
+        found: String,
+    },
+    /// The log begins behind where it should: no snapshot covers what was compacted.
+    #[error(
+        "the log begins behind entry {begin}, and no snapshot holds what was before: the data directory is damaged;          remove it and start this node as a new member"
+    )]
+    NoSnapshot {
+        /// Where the log begins.
+        begin: u64,
+    },
+    /// A membership change: written by a newer build.
     #[error("the log holds {what} at index {index}, which this version of aioraft does not know: upgrade this node")]
     Unknown {
         /// What it is.

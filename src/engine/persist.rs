@@ -6,9 +6,13 @@
 
 use std::collections::VecDeque;
 
+use prost::Message as _;
 use raft::eraftpb::{Entry, HardState, Message};
 
+use super::APPLICATION_GROUP;
 use crate::mutants::{self, Mutant};
+use crate::storage::snapshot::{self, SnapshotName};
+use crate::storage::GroupWrite;
 
 /// What the persist thread is asked to write.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -19,8 +23,26 @@ pub struct Persist {
     pub entries: Vec<Entry>,
     /// The hard state, in the same atomic batch (rule P2).
     pub hard_state: Option<HardState>,
+    /// The log begins behind this (index, term) from now on, in the same batch.
+    pub truncated: Option<(u64, u64)>,
+    /// The log names this snapshot from now on, in the same batch (rule D1).
+    pub snapshot: Option<SnapshotName>,
     /// Must be durable before it is answered.
     pub sync: bool,
+}
+
+impl Persist {
+    /// What it adds to a batch.
+    pub fn into_write(self) -> GroupWrite {
+        let name = self.snapshot.map(|name| (snapshot::RECORD.to_vec(), name.encode_to_vec()));
+        GroupWrite {
+            group: APPLICATION_GROUP,
+            truncated: self.truncated,
+            entries: self.entries,
+            hard_state: self.hard_state,
+            records: name.into_iter().collect(),
+        }
+    }
 }
 
 #[derive(Debug)]

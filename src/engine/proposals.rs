@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use super::applier::Origin;
 use super::command::{Command, Header};
-use super::session::WINDOW;
+use super::session::{Sessions, WINDOW};
 use super::{Failure, NodeId, Token};
 use crate::mutants::{self, Mutant};
 
@@ -35,6 +35,8 @@ struct Pending {
     /// Attempts made, and how many of them the leader refused before it appended anything.
     attempts: u32,
     refused: u32,
+    /// Attempts in a row that were only given up because time had passed: each waits twice as long as the one before.
+    late: u32,
 }
 
 impl Pending {
@@ -109,7 +111,15 @@ impl Proposals {
             command.set_nonce(self.own.nonce);
             self.first_due = self.first_due.min(number);
             let attempt = Attempt::Due;
-            self.window.push_back(Some(Pending { token, command, deadline_ns, attempt, attempts: 0, refused: 0 }));
+            self.window.push_back(Some(Pending {
+                token,
+                command,
+                deadline_ns,
+                attempt,
+                attempts: 0,
+                refused: 0,
+                late: 0,
+            }));
             self.pending += 1;
             self.due += 1;
         }
@@ -143,12 +153,14 @@ impl Proposals {
     }
 
     /// A tick has passed. An attempt can be lost without a trace (on a connection that another one had replaced, say),
-    /// so one without an end is tried again after two election timeouts, then after four, and so on.
+    /// so one without an end is tried again after two election timeouts, then after four, and so on. One that ended
+    /// otherwise says nothing of a leader that is slow: the next begins with two again.
     pub fn tick(&mut self) {
         self.ticks += 1;
         if self.ticks >= self.next_retry {
             let now = self.ticks;
-            self.make_due(|attempt| matches!(attempt, Attempt::Forwarded { retry, .. } if retry <= now));
+            let is_late = |attempt| matches!(attempt, Attempt::Forwarded { retry, .. } if retry <= now);
+            self.make_due(is_late, |late| late + 1);
             let retries = self.window.iter().flatten().filter_map(|pending| match pending.attempt {
                 Attempt::Forwarded { retry, .. } => Some(retry),
                 Attempt::Due | Attempt::Appended { .. } => None,
@@ -185,7 +197,7 @@ impl Proposals {
             pending.attempt = match to {
                 None => Attempt::Appended { term },
                 Some(to) => {
-                    let patience = (2 * self.election_ticks) << pending.attempts.min(8);
+                    let patience = (2 * self.election_ticks) << pending.late.min(8);
                     let retry = self.ticks + patience;
                     self.next_retry = self.next_retry.min(retry);
                     self.forwarded_bytes += pending.command.as_bytes().len();
@@ -205,10 +217,11 @@ impl Proposals {
     /// The first entry of `term` is applied here. What an earlier leader appended is in the log before that entry, or in
     /// no log that can still win (leader completeness, Raft paper 5.4): whatever is still pending needs another attempt.
     pub fn term_began(&mut self, term: u64) {
-        self.make_due(|attempt| match attempt {
+        let is_lost = |attempt| match attempt {
             Attempt::Appended { term: sent } | Attempt::Forwarded { term: sent, .. } => sent < term,
             Attempt::Due => false,
-        });
+        };
+        self.make_due(is_lost, |_| 0);
     }
 
     /// What was on its way to `peer` may not have arrived.
@@ -218,23 +231,25 @@ impl Proposals {
                 self.refused(self.own.boot, number, peer);
             }
         }
-        self.make_due(|attempt| matches!(attempt, Attempt::Forwarded { to, .. } if to == peer));
+        self.make_due(|attempt| matches!(attempt, Attempt::Forwarded { to, .. } if to == peer), |_| 0);
     }
 
-    fn make_due(&mut self, lost: impl Fn(Attempt) -> bool) {
+    fn make_due(&mut self, lost: impl Fn(Attempt) -> bool, late: impl Fn(u32) -> u32) {
         if mutants::on(Mutant::NeverTryAgain) {
             return;
         }
         for at in 0..self.window.len() {
-            if self.window[at].as_ref().is_some_and(|pending| lost(pending.attempt)) {
-                self.set_due(self.floor + at as u64, 0);
+            if let Some(pending) = self.window[at].as_ref().filter(|pending| lost(pending.attempt)) {
+                let late = late(pending.late);
+                self.set_due(self.floor + at as u64, 0, late);
             }
         }
     }
 
     /// The attempt under way is over; `refused` of its kind ended before anything was appended.
-    fn set_due(&mut self, number: u64, refused: u32) {
+    fn set_due(&mut self, number: u64, refused: u32, late: u32) {
         let Some(pending) = self.slot(number).and_then(Option::as_mut) else { return };
+        pending.late = late;
         pending.refused = (pending.refused + refused).min(pending.attempts);
         let ended = std::mem::replace(&mut pending.attempt, Attempt::Due);
         let bytes = pending.command.as_bytes().len();
@@ -253,7 +268,7 @@ impl Proposals {
         }
         let Some(pending) = self.slot(number).and_then(Option::as_mut) else { return };
         if matches!(pending.attempt, Attempt::Forwarded { to, .. } if to == by) {
-            self.set_due(number, 1);
+            self.set_due(number, 1, 0);
         } else {
             pending.refused = (pending.refused + 1).min(pending.attempts);
         }
@@ -262,7 +277,7 @@ impl Proposals {
     /// The engine itself dropped the attempts it had just made as leader: nothing was appended.
     pub fn not_appended(&mut self, numbers: &[u64]) {
         for &number in numbers {
-            self.set_due(number, 1);
+            self.set_due(number, 1, 0);
         }
     }
 
@@ -280,6 +295,21 @@ impl Proposals {
         let pending = self.take(header.number)?;
         self.raise_floor();
         Some((pending.token, pending.deadline_ns))
+    }
+
+    /// A snapshot was installed: what it contains is applied, and has no result here (rule S5).
+    pub fn installed(&mut self, sessions: &Sessions, index: u64, failed: &mut impl FnMut(Token, Failure)) {
+        if sessions.start_of(self.own.id) != Some((self.own.boot, self.own.nonce)) {
+            return;
+        }
+        for number in self.floor..self.floor + self.window.len() as u64 {
+            if sessions.has_applied(self.own.id, number) {
+                if let Some(pending) = self.take(number) {
+                    failed(pending.token, Failure::AppliedWithoutResult { index });
+                }
+            }
+        }
+        self.raise_floor();
     }
 
     fn take(&mut self, number: u64) -> Option<Pending> {
@@ -449,6 +479,25 @@ mod tests {
         assert_eq!(made_at, [0, 20, 60, 140]);
         assert_eq!(expire(&mut proposals, 100), [(1, Failure::TimedOut)]);
         assert_eq!(proposals.forwarded_bytes, 0);
+    }
+
+    /// Found by the simulated world: refused often enough by a node that was thought to lead, a proposal was tried again
+    /// only minutes after the leader's connection had swallowed it.
+    #[test]
+    fn refusals_and_lost_connections_do_not_make_the_next_attempt_wait_longer() {
+        let mut proposals = proposals(1);
+        for _ in 0..9 {
+            send(&mut proposals, Some(2), 2);
+            proposals.refused(1, 1, 2);
+            send(&mut proposals, Some(2), 2);
+            proposals.route_lost(2);
+        }
+        send(&mut proposals, Some(2), 2);
+        let waited = (1..).find(|_| {
+            proposals.tick();
+            proposals.due() > 0
+        });
+        assert_eq!(waited, Some(20));
     }
 
     #[test]

@@ -14,6 +14,21 @@ use crate::mutants::{self, Mutant};
 /// format, not of the configuration.
 pub const WINDOW: u64 = 1 << 20;
 
+/// A session as it stands in a snapshot.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct StoredSession {
+    #[prost(fixed64, tag = "1")]
+    origin: NodeId,
+    #[prost(fixed64, tag = "2")]
+    boot: u64,
+    #[prost(fixed64, tag = "3")]
+    nonce: u64,
+    #[prost(fixed64, tag = "4")]
+    floor: u64,
+    #[prost(fixed64, repeated, tag = "5")]
+    applied: Vec<u64>,
+}
+
 /// What a replica does with a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -57,6 +72,38 @@ impl Sessions {
         session.mark(header.number)
     }
 
+    /// All of it, for a snapshot.
+    pub fn stored(&self) -> Vec<StoredSession> {
+        let stored = self.origins.iter().map(|(origin, session)| {
+            let Session { boot, nonce, floor, .. } = *session;
+            StoredSession { origin: *origin, boot, nonce, floor, applied: session.applied.iter().copied().collect() }
+        });
+        stored.collect()
+    }
+
+    /// What [`Self::stored`] gave; `None` if it cannot have.
+    pub fn from_stored(stored: Vec<StoredSession>) -> Option<Self> {
+        let mut origins = BTreeMap::new();
+        for StoredSession { origin, boot, nonce, floor, applied } in stored {
+            let fits = applied.len() as u64 <= WINDOW / 64 + 1;
+            let session = Session { boot, nonce, floor, applied: applied.into() };
+            if !fits || origins.insert(origin, session).is_some() {
+                return None;
+            }
+        }
+        Some(Self { origins })
+    }
+
+    /// Boot and nonce of the start of `origin` whose commands count.
+    pub fn start_of(&self, origin: NodeId) -> Option<(u64, u64)> {
+        self.origins.get(&origin).map(|session| (session.boot, session.nonce))
+    }
+
+    /// Whether the command of this number, which `origin` has not given up, was applied.
+    pub fn has_applied(&self, origin: NodeId, number: u64) -> bool {
+        self.origins.get(&origin).is_some_and(|session| session.has(number))
+    }
+
     /// A digest of all sessions.
     #[cfg(feature = "sim")]
     pub fn digest(&self) -> u64 {
@@ -92,6 +139,11 @@ impl Session {
         let passed_words = (floor / 64 - self.floor / 64).min(self.applied.len() as u64);
         self.applied.drain(..passed_words as usize);
         self.floor = floor;
+    }
+
+    fn has(&self, number: u64) -> bool {
+        let word = (number / 64).checked_sub(self.floor / 64).and_then(|word| self.applied.get(word as usize));
+        word.is_some_and(|word| word & (1 << (number % 64)) != 0)
     }
 
     fn mark(&mut self, number: u64) -> Verdict {

@@ -1,11 +1,14 @@
 //! Disks that keep what they were told to sync, and lose or keep the rest as they like.
 //!
 //! In most worlds a disk holds batches: each is there or not, and none without those before it. What a log is after a
-//! batch is decided by the same code as on a real disk (`GroupState::apply`). In the others it is a directory of files,
-//! kept by the real log, and a loss of power tears every write that was not synced (`storage::disk::power`).
+//! batch is decided by the same code as on a real disk (`GroupState::apply`). In the others (feature `mutants`) it is a
+//! directory of files, kept by the real log, and a loss of power tears every write that was not synced
+//! (`storage::disk::power`).
 
 use std::collections::BTreeMap;
+#[cfg(feature = "mutants")]
 use std::path::PathBuf;
+#[cfg(feature = "mutants")]
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +17,9 @@ use fastrand::Rng;
 use parking_lot::Mutex;
 
 use crate::engine::GroupId;
+#[cfg(feature = "mutants")]
 use crate::storage::disk::open_simulated;
+#[cfg(feature = "mutants")]
 use crate::storage::disk::power::Power;
 use crate::storage::{memory, Batch, Figures, GroupState, LogWriter, Opened, StorageError};
 
@@ -33,7 +38,7 @@ pub struct BatchDisk(Arc<Mutex<Platter>>);
 impl BatchDisk {
     /// Opens the log; what was recovered is durable at the first synced write.
     pub fn open(&self) -> Result<Opened, StorageError> {
-        let Opened { mut writer, reader, .. } = memory::open();
+        let Opened { mut writer, reader, snapshots, .. } = memory::open();
         let mut groups = BTreeMap::<GroupId, GroupState>::new();
         let mut node_records = BTreeMap::new();
         for batch in &self.0.lock().batches {
@@ -44,7 +49,7 @@ impl BatchDisk {
             writer.write(batch.clone())?;
         }
         let writer = Box::new(Writer { disk: self.clone(), memory: writer, begun: false });
-        Ok(Opened { writer, reader, groups, node_records })
+        Ok(Opened { writer, reader, groups, node_records, snapshots })
     }
 
     /// A batch is on its way to the platter: from now on a loss of power may leave it there, or not.
@@ -110,16 +115,20 @@ pub enum Disk {
     /// Of batches.
     Batches(BatchDisk),
     /// Of files.
+    #[cfg(feature = "mutants")]
     Files(FileDisk),
 }
 
 /// What was on a disk once.
+#[derive(Default)]
 pub enum Copy {
     /// Of a disk of batches.
     Batches(Platter),
     /// Of a disk of files.
+    #[cfg(feature = "mutants")]
     Files(Directory),
     /// Nothing.
+    #[default]
     Empty,
 }
 
@@ -127,8 +136,9 @@ impl Disk {
     /// An empty disk.
     pub fn new(of_files: bool) -> Self {
         match of_files {
+            #[cfg(feature = "mutants")]
             true => Self::Files(FileDisk::default()),
-            false => Self::Batches(BatchDisk::default()),
+            _ => Self::Batches(BatchDisk::default()),
         }
     }
 
@@ -136,22 +146,27 @@ impl Disk {
     pub fn open(&mut self) -> Result<Opened, StorageError> {
         match self {
             Self::Batches(disk) => disk.open(),
+            #[cfg(feature = "mutants")]
             Self::Files(disk) => disk.open(),
         }
     }
 
     /// A batch is on its way to the platter.
     pub fn begin(&self, batch: &Batch) {
-        if let Self::Batches(disk) = self {
-            disk.begin(batch);
+        match self {
+            Self::Batches(disk) => disk.begin(batch),
+            #[cfg(feature = "mutants")]
+            Self::Files(_) => {}
         }
     }
 
     /// The process ends while `writing` is under way; of what was not synced, something is lost if the power fails.
+    #[cfg_attr(not(feature = "mutants"), expect(unused_variables, reason = "only a log on files has more to write"))]
     pub fn crash(&mut self, writer: &mut dyn LogWriter, writing: Option<Batch>, power_fails: bool, rng: &mut Rng) {
         match (self, power_fails) {
             (Self::Batches(disk), true) => disk.lose_power(rng),
             (Self::Batches(disk), false) => disk.kill(writing.is_some(), rng),
+            #[cfg(feature = "mutants")]
             (Self::Files(disk), _) => disk.crash(writer, writing, power_fails, rng),
         }
     }
@@ -160,6 +175,7 @@ impl Disk {
     pub fn copy(&self) -> Copy {
         match self {
             Self::Batches(disk) => Copy::Batches(disk.copy()),
+            #[cfg(feature = "mutants")]
             Self::Files(disk) => Copy::Files(disk.copy(|_| 0)),
         }
     }
@@ -168,14 +184,17 @@ impl Disk {
     pub fn replace(&mut self, copy: Copy) {
         *self = match (&*self, copy) {
             (_, Copy::Batches(platter)) => Self::Batches(BatchDisk(Arc::new(Mutex::new(platter)))),
+            #[cfg(feature = "mutants")]
             (_, Copy::Files(directory)) => Self::Files(FileDisk { directory, power: Power::default() }),
             (Self::Batches(_), Copy::Empty) => Self::new(false),
+            #[cfg(feature = "mutants")]
             (Self::Files(_), Copy::Empty) => Self::new(true),
         };
     }
 }
 
 /// A disk of files, with the real log on it.
+#[cfg(feature = "mutants")]
 #[derive(Default)]
 pub struct FileDisk {
     directory: Directory,
@@ -183,8 +202,10 @@ pub struct FileDisk {
 }
 
 /// Files of the log, small, so that a log goes on to its next one often.
+#[cfg(feature = "mutants")]
 const FILE_BYTES: u64 = 128 << 10;
 
+#[cfg(feature = "mutants")]
 impl FileDisk {
     fn open(&mut self) -> Result<Opened, StorageError> {
         let (opened, power) = open_simulated(&self.directory.0, FILE_BYTES)?;
@@ -218,8 +239,10 @@ impl FileDisk {
 }
 
 /// A directory that goes when nobody needs it any more.
+#[cfg(feature = "mutants")]
 pub struct Directory(PathBuf);
 
+#[cfg(feature = "mutants")]
 impl Default for Directory {
     fn default() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -230,6 +253,7 @@ impl Default for Directory {
     }
 }
 
+#[cfg(feature = "mutants")]
 impl Drop for Directory {
     fn drop(&mut self) {
         // It may never have been written to.
@@ -237,7 +261,7 @@ impl Drop for Directory {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "mutants"))]
 mod tests {
     use raft::eraftpb::Entry;
 

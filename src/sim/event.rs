@@ -50,8 +50,12 @@ pub enum Stopped {
 /// Something that happened on a machine.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// A node starts with this log.
-    Started { log: &'a [Entry] },
+    /// A node starts with this log, behind this (index, term); its application goes on from what it holds by itself.
+    Started { begin: (u64, u64), log: &'a [Entry], application: u64 },
+    /// A snapshot takes the place of its log, which begins behind this (index, term) then.
+    Installed { begin: (u64, u64) },
+    /// A snapshot takes the place of the application's state.
+    Restored { index: u64 },
     /// It ends.
     Stopped { why: &'a Stopped },
     /// The engine appends entries to its log, in this term.

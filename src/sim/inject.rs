@@ -5,9 +5,9 @@ use std::time::Duration;
 use raft::eraftpb::{Entry, Message, MessageType};
 
 use super::clock::{Clock, MS, SECOND};
-use super::disk::{Copy, Disk};
+use super::disk::Disk;
 use super::event::Event;
-use super::machine::Machine;
+use super::machine::{Image, Machine};
 use super::network::{MachineId, Occurred, Packet, ACCEPTOR, DIALLER};
 use super::plan::{Crash, Fault, Lie, Target, HEALED};
 use super::world::{Happening, World};
@@ -84,7 +84,7 @@ impl World {
                 let machine = self.resolve(target);
                 self.machines[machine].clock.set_wall(by);
             }
-            Fault::Wipe { target, down } => self.replace_disk(target, Copy::Empty, down),
+            Fault::Wipe { target, down } => self.replace_disk(target, Image::default(), down),
             Fault::RollBack { target, copied, down } => self.roll_back(number, target, copied, down),
             Fault::Clone { target, copied, lasts } => self.run_clone(number, target, copied, lasts),
             Fault::Forge { from, to, lie } => self.forge(from, to, lie),
@@ -184,7 +184,7 @@ impl World {
         }
     }
 
-    fn kill(&mut self, machine: MachineId, down: u64) {
+    pub(super) fn kill(&mut self, machine: MachineId, down: u64) {
         if let Some(mut process) = self.machines[machine].process.take() {
             process.down = down;
             self.crash(machine, process, Crash::Kill);
@@ -197,7 +197,7 @@ impl World {
         2 * out < self.plan.nodes
     }
 
-    fn replace_disk(&mut self, target: Target, copy: Copy, down: u64) {
+    fn replace_disk(&mut self, target: Target, image: Image, down: u64) {
         let machine = self.resolve(target);
         if !self.may_lose(machine) {
             return;
@@ -207,7 +207,7 @@ impl World {
         };
         self.may_never_form |= !self.machines[..self.plan.nodes].iter().all(formed);
         self.kill(machine, down);
-        self.machines[machine].disk.replace(copy);
+        self.machines[machine].put_back(image);
         self.machines[machine].out = true;
     }
 
@@ -220,9 +220,15 @@ impl World {
         };
         let machine = self.resolve_fixed(target);
         let Some(process) = &self.machines[machine].process else { return };
-        let boot = process.members.borrow().record.boot;
-        let copy = self.machines[machine].disk.copy();
-        self.machines[machine].copies.insert(copied, (copy, boot));
+        let at = &self.machines[machine];
+        let snapshots = process.engine.snapshots_in_use();
+        let image = Image {
+            disk: at.disk.copy(),
+            boot: process.members.borrow().record.boot,
+            snapshots: snapshots.iter().filter_map(|name| at.snapshots.open(name).ok()).collect(),
+            kept: at.kept.clone(),
+        };
+        self.machines[machine].copies.insert(copied, image);
     }
 
     /// A fault that takes two steps hits the same machine in both.
@@ -247,22 +253,22 @@ impl World {
 
     fn roll_back(&mut self, number: usize, target: Target, copied: u64, down: u64) {
         let machine = self.resolve_fixed(target);
-        let Some((copy, boot)) = self.machines[machine].copies.remove(&copied) else { return };
-        if self.is_known_to_be_old(machine, boot) {
+        let Some(image) = self.machines[machine].copies.remove(&copied) else { return };
+        if self.is_known_to_be_old(machine, image.boot) {
             self.trace.note(self.now, &[15, number as u64], || format!("machine {machine} is rolled back"));
-            self.replace_disk(Target::Machine(machine), copy, down);
+            self.replace_disk(Target::Machine(machine), image, down);
         }
     }
 
     fn run_clone(&mut self, number: usize, target: Target, copied: u64, lasts: u64) {
         let machine = self.resolve_fixed(target);
-        let Some((copy, boot)) = self.machines[machine].copies.remove(&copied) else { return };
-        if !self.is_known_to_be_old(machine, boot) {
+        let Some(image) = self.machines[machine].copies.remove(&copied) else { return };
+        if !self.is_known_to_be_old(machine, image.boot) {
             return;
         }
         let clock = Clock::new(&mut self.rng);
         let mut clone = Machine::new(self.machines[machine].node as NodeId, clock, Disk::new(false));
-        clone.disk.replace(copy);
+        clone.put_back(image);
         clone.out = true;
         self.machines.push(clone);
         let clone = self.machines.len() - 1;

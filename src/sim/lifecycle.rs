@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::clock::{Time, MS, SECOND};
 use super::event::{Event, Stopped};
-use super::machine::{Application, Persister, Process};
+use super::machine::{Application, Kept, Persister, Process};
 use super::network::{MachineId, Peer, Place};
 use super::plan::{Crash, HEALED};
 use super::round::{note_acknowledged, record_if, store_stage, tell_durable};
@@ -15,7 +15,7 @@ use crate::driver::identity::Drawn;
 use crate::driver::persister::{gather, Answer};
 use crate::driver::start::{resume, Resumed};
 use crate::driver::{Listen, Options};
-use crate::engine::APPLICATION_GROUP;
+use crate::engine::{APPLICATION_GROUP, BOOTSTRAP};
 use crate::storage::StorageError;
 
 impl World {
@@ -43,6 +43,9 @@ impl World {
                 let at = self.now + self.rng.u64(0..SECOND);
                 self.happens(at, Happening::Read(place));
                 self.machines[machine].process = Some(process);
+                if let Some(guest) = &mut self.guest {
+                    guest.start(machine);
+                }
                 self.wake(machine, self.now);
             }
             Err(_) if is_wrong => {
@@ -55,6 +58,7 @@ impl World {
 
     fn resume(&mut self, place: Place, wrong: Option<BTreeMap<u64, String>>) -> Result<Process, String> {
         let (machine, id) = (place.machine, self.machines[place.machine].node);
+        let kept = self.machines[machine].kept.clone();
         let addresses = wrong.unwrap_or_else(|| self.members());
         let options = Options {
             id,
@@ -64,25 +68,30 @@ impl World {
             listen: Listen::Address(String::new()),
             advertise: None,
             tuning: self.plan.tuning.clone(),
-            takes_snapshots: false,
-            durable_applied: None,
+            takes_snapshots: self.plan.takes_snapshots && self.guest.is_none(),
+            durable_applied: kept.as_ref().map(|kept| kept.through),
             logger: slog::Logger::root(slog::Discard, slog::o!()),
             dispatch: tracing::Dispatch::none(),
             faults: None,
         };
         let drawn = Drawn { identity: self.rng.u128(..), nonce: self.rng.u64(..), seed: self.rng.u64(..) };
-        let opened = self.machines[machine].disk.open().map_err(|error| error.to_string())?;
-        let (begin, end) =
-            opened.groups.get(&APPLICATION_GROUP).map_or((0, 0), |state| (state.truncated.0, state.last_index));
-        let log = opened.reader.entries(APPLICATION_GROUP, begin + 1, end + 1, u64::MAX);
+        let mut opened = self.machines[machine].disk.open().map_err(|error| error.to_string())?;
+        opened.snapshots = self.machines[machine].snapshots.clone();
+        let group = opened.groups.get(&APPLICATION_GROUP);
+        let (begin, end) = group.map_or((BOOTSTRAP, 0), |state| (state.truncated, state.last_index));
+        let log = opened.reader.entries(APPLICATION_GROUP, begin.0 + 1, end + 1, u64::MAX);
         let log = log.map_err(|error| error.to_string())?;
-        let Resumed { engine, writer, members } =
+        let Resumed { engine, writer, members, .. } =
             resume(&options, opened, &drawn).map_err(|error| error.to_string())?;
+        let mut application = Application::default();
+        if let Some(Kept { state, through: (index, _) }) = kept {
+            (application.state, application.applied) = (state, index);
+        }
         let boot = members.borrow().record.boot;
         self.trace.note(self.now, &[9, machine as u64, boot, end], || {
             format!("node {id} starts on machine {machine}: boot {boot}, log through {end}")
         });
-        self.tell(machine, &Event::Started { log: &log });
+        self.tell(machine, &Event::Started { begin, log: &log, application: application.applied });
         let peers = addresses.keys().filter(|peer| **peer != id).map(|peer| (*peer, Peer::default()));
         Ok(Process {
             place,
@@ -100,12 +109,14 @@ impl World {
             completions: Vec::new(),
             stages: BTreeMap::new(),
             recorded: self.now,
+            reported: self.now,
             told_durable: 0,
             next_tick: self.now + self.plan.tuning.tick().as_nanos() as Time,
             closing: None,
             crash: None,
             down: SECOND,
-            application: Application::default(),
+            captured: Vec::new(),
+            application,
             rounds: 0,
         })
     }
@@ -140,6 +151,7 @@ impl World {
             Ok(()) => {
                 answer.ready = answer.ready.max(gathered.ready);
                 answer.node_record = answer.node_record.max(gathered.node_record);
+                answer.snapshot = gathered.snapshot.or(answer.snapshot);
             }
             Err(error) => answer.failure = Some(error),
         }
@@ -196,7 +208,7 @@ impl World {
     pub(super) fn close_in_order(&mut self, machine: MachineId, mut process: Process) {
         for effect in process.engine.close() {
             if let crate::engine::Effect::Failed { token, failure } = effect {
-                process.completions.push(crate::driver::port::Completion::Failed { token, failure });
+                process.completions.push(crate::driver::port::Completion::Failed { token, failure }.into());
             }
         }
         tell_durable(&mut process);
@@ -219,10 +231,10 @@ impl World {
             // A log that cannot be written at the very end is found out at the next start.
             let _ = process.persister.writer.write(rest.batch);
         }
-        let down = process.down;
+        let (down, is_poisoned) = (process.down, process.application.is_poisoned);
         self.drop_connections(&process, false);
         drop(process);
-        self.ended(machine, &Stopped::Closed);
+        self.ended(machine, if is_poisoned { &Stopped::Crashed } else { &Stopped::Closed });
         self.start_again(machine, down);
     }
 

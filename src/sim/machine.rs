@@ -3,18 +3,21 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::clock::{Clock, Time};
 use super::disk::{Copy, Disk};
 use super::network::{MachineId, Occurred, Packet, Peer, Place};
-use super::objects::Objects;
 use super::plan::Crash;
+use super::snapshots::copy;
+use super::state::State;
 use crate::driver::gate::{Gate, Members};
 use crate::driver::persister::{Answer, Gathered, Task};
 use crate::driver::port::{Completion, InboxBatch};
 use crate::engine::formation::Stage;
-use crate::engine::{Engine, NodeId, BOOTSTRAP};
-use crate::storage::LogWriter;
+use crate::engine::{Engine, Marker, NodeId, BOOTSTRAP};
+use crate::storage::snapshot::{SnapshotFile, SnapshotName, SnapshotStore};
+use crate::storage::{memory, LogWriter};
 
 /// A machine: what outlives its processes.
 pub struct Machine {
@@ -24,8 +27,12 @@ pub struct Machine {
     pub clock: Clock,
     /// Its disk.
     pub disk: Disk,
-    /// Earlier contents of the disk and the boot that they are of, by when they were copied.
-    pub copies: BTreeMap<Time, (Copy, u64)>,
+    /// Snapshot files, beside the log.
+    pub snapshots: Arc<dyn SnapshotStore>,
+    /// What an application that is durable itself has kept (rule D2).
+    pub kept: Option<Kept>,
+    /// Earlier contents of the disk, by when they were copied.
+    pub copies: BTreeMap<Time, Image>,
     /// What runs here now.
     pub process: Option<Process>,
     /// Starts on this machine so far.
@@ -55,6 +62,8 @@ impl Machine {
             node,
             clock,
             disk,
+            snapshots: memory::open().snapshots,
+            kept: None,
             copies: BTreeMap::new(),
             process: None,
             incarnation: 0,
@@ -67,6 +76,55 @@ impl Machine {
             out: false,
             round_at: Time::MAX,
         }
+    }
+}
+
+impl Machine {
+    /// Something else takes the place of all that is kept here.
+    pub fn put_back(&mut self, image: Image) {
+        self.disk.replace(image.disk);
+        self.snapshots = memory::open().snapshots;
+        for file in image.snapshots {
+            copy(file.as_ref(), self.snapshots.as_ref());
+        }
+        self.kept = image.kept;
+    }
+}
+
+/// A state that an application keeps by itself.
+#[derive(Clone)]
+pub struct Kept {
+    /// The state machine.
+    pub state: State,
+    /// The last entry in it: index and term.
+    pub through: (u64, u64),
+}
+
+/// What a machine keeps, as it was at some time.
+#[derive(Default)]
+pub struct Image {
+    /// The log; nothing if it was never copied.
+    pub disk: Copy,
+    /// Of which start.
+    pub boot: u64,
+    /// Files that the log may name.
+    pub snapshots: Vec<Arc<dyn SnapshotFile>>,
+    /// The application's own.
+    pub kept: Option<Kept>,
+}
+
+/// What a node tells its application.
+#[derive(Debug)]
+pub enum Told {
+    /// As in the real world.
+    Completion(Completion),
+    /// To take a snapshot, here.
+    Capture(Marker),
+}
+
+impl From<Completion> for Told {
+    fn from(completion: Completion) -> Self {
+        Self::Completion(completion)
     }
 }
 
@@ -85,17 +143,17 @@ pub struct Persister {
 /// The application beside the node: it applies, and resolves its calls.
 pub struct Application {
     /// From the node.
-    pub completions: VecDeque<Completion>,
+    pub completions: VecDeque<Told>,
     /// Its next turn is due.
     pub is_due: bool,
     /// The state machine.
-    pub objects: Objects,
-    /// Mixed from everything applied.
-    pub digest: u64,
+    pub state: State,
     /// The cursor.
     pub applied: u64,
     /// Bytes of completions not yet applied.
     pub unapplied_bytes: usize,
+    /// A guest's state machine refused an entry: the node stops, and nothing more is applied.
+    pub is_poisoned: bool,
     /// Barriers that wait for the cursor.
     pub barriers: Vec<(u64, u64)>,
     /// `commits()` is being read.
@@ -109,10 +167,10 @@ impl Default for Application {
         Self {
             completions: VecDeque::new(),
             is_due: false,
-            objects: Objects::default(),
-            digest: 0,
+            state: State::default(),
             applied: BOOTSTRAP.0,
             unapplied_bytes: 0,
+            is_poisoned: false,
             barriers: Vec::new(),
             reads: false,
             read_through: BOOTSTRAP.0,
@@ -147,11 +205,15 @@ pub struct Process {
     /// For the persist thread, handed over in the round.
     pub tasks: Vec<Task>,
     /// For the application, handed over at the end of the round.
-    pub completions: Vec<Completion>,
+    pub completions: Vec<Told>,
+    /// Snapshots of its own that have come to their end.
+    pub captured: Vec<(u64, Result<SnapshotName, String>)>,
     /// Stages of the formation on their way to the disk, by number.
     pub stages: BTreeMap<u64, Stage>,
     /// When the node record was written last.
     pub recorded: Time,
+    /// When it last told the others that it is not formed.
+    pub reported: Time,
     /// What the others were told of this node's disk.
     pub told_durable: u64,
     /// When it ticks next.

@@ -11,7 +11,9 @@
 //! | `wiring`, `network` | dialling, the handshake's gate, connections that keep their order until they break |
 //! | `disk` | keeps what was synced |
 //! | `clock` | drifts and jumps |
-//! | `application`, `workload`, `objects` | the state machine, the clients, and what they do |
+//! | `application`, `state`, `objects`, `workload` | the state machine, the clients, and what they do |
+//! | `snapshots` | snapshots on their way from disk to disk |
+//! | `guest` | somebody else's state machine in the world: `aioraft.testing.Simulation` |
 //! | `inject` | the faults begin and end |
 //! | `event`, `checkers` | what the checkers are told, and the checkers: one file each |
 //! | `shrink` | fewer faults that fail as well |
@@ -25,10 +27,12 @@
 
 mod application;
 mod checkers;
+#[cfg(feature = "mutants")]
 pub mod cli;
 mod clock;
 mod disk;
 mod event;
+pub mod guest;
 mod inject;
 mod lifecycle;
 mod machine;
@@ -36,8 +40,11 @@ mod network;
 mod objects;
 mod plan;
 mod round;
+#[cfg(feature = "mutants")]
 mod shrink;
-#[cfg(test)]
+mod snapshots;
+mod state;
+#[cfg(all(test, feature = "mutants"))]
 mod tests;
 mod trace;
 mod wiring;
@@ -47,6 +54,7 @@ mod world;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use self::checkers::Violation;
+use self::guest::Guest;
 use self::plan::Plan;
 use self::world::{Figures, World};
 
@@ -65,8 +73,15 @@ struct Run {
 }
 
 /// Lets a world run from its beginning to its end.
+#[cfg(feature = "mutants")]
 fn run(plan: &Plan, record: bool) -> Run {
+    run_with(plan, record, None)
+}
+
+/// The same with a guest.
+fn run_with(plan: &Plan, record: bool, guest: Option<Box<dyn Guest>>) -> Run {
     let mut world = World::new(plan, record);
+    world.guest = guest;
     let outcome = catch_unwind(AssertUnwindSafe(|| world.run()));
     let violation = match outcome {
         Ok(outcome) => outcome.err(),

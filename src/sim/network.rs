@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use raft::eraftpb::Message;
 
 use super::clock::Time;
 use crate::engine::command::Command;
 use crate::engine::{NodeId, Rejection};
+use crate::storage::snapshot::SnapshotFile;
 use crate::transport::Hello;
 
 /// A machine's number; the node that runs there has an id of its own.
@@ -177,4 +179,8 @@ pub enum Occurred {
     Down(NodeId),
     /// Something arrived.
     Arrived(NodeId, Packet),
+    /// A snapshot arrived, on a connection of its own: its file is whole and durable.
+    Snapshot(NodeId, Box<Message>, Arc<dyn SnapshotFile>),
+    /// One for this peer did, or was given up.
+    SnapshotSent(NodeId, bool),
 }

@@ -116,6 +116,48 @@ impl Objects {
     }
 }
 
+impl Objects {
+    /// Writes all of it as words.
+    pub fn put(&self, words: &mut Vec<u64>) {
+        words.push(self.0.len() as u64);
+        for (key, object) in &self.0 {
+            words.push(*key);
+            match object {
+                Object::Register(value) => words.extend([u64::from(value.is_some()), value.unwrap_or(0)]),
+                Object::Counter(value) => words.push(*value),
+                Object::Queue(queue) => {
+                    words.push(queue.len() as u64);
+                    words.extend(queue);
+                }
+            }
+        }
+    }
+
+    /// Reads what [`Self::put`] wrote, and nothing may follow.
+    pub fn take(words: &mut impl Iterator<Item = u64>) -> Option<Self> {
+        let mut objects = BTreeMap::new();
+        for _ in 0..words.next()? {
+            let key = words.next()?;
+            let object = match kind(key) {
+                Kind::Register => {
+                    let (is_set, value) = (words.next()?, words.next()?);
+                    Object::Register((is_set == 1).then_some(value))
+                }
+                Kind::Counter => Object::Counter(words.next()?),
+                Kind::Queue => {
+                    let len = words.next()?;
+                    Object::Queue((0..len).map(|_| words.next()).collect::<Option<_>>()?)
+                }
+            };
+            objects.insert(key, object);
+        }
+        words.next().is_none().then_some(Self(objects))
+    }
+}
+
+/// Bytes of a command without its padding.
+pub const LEN: usize = 40;
+
 /// A command as it stands in the log: the call that it came from, the operation, and padding.
 pub fn encode(call: u64, operation: Operation, padding: usize) -> Vec<u8> {
     let (kind, first, second) = match operation.action {
@@ -126,11 +168,11 @@ pub fn encode(call: u64, operation: Operation, padding: usize) -> Vec<u8> {
         Action::Pop => (4, 0, 0),
         Action::Read => (5, 0, 0),
     };
-    let mut bytes = Vec::with_capacity(40 + padding);
+    let mut bytes = Vec::with_capacity(LEN + padding);
     for word in [call, operation.key, kind, first, second] {
         bytes.extend_from_slice(&u64::to_le_bytes(word));
     }
-    bytes.resize(40 + padding, 0);
+    bytes.resize(LEN + padding, 0);
     bytes
 }
 

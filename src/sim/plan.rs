@@ -8,6 +8,7 @@ use std::time::Duration;
 use fastrand::Rng;
 
 use super::clock::{Time, MS, SECOND};
+use super::objects;
 use crate::driver::Tuning;
 
 /// When the last fault has happened: everything that can run runs from then on.
@@ -18,6 +19,9 @@ pub const QUIET: Time = 54 * SECOND;
 
 /// When the world ends.
 pub const END: Time = 60 * SECOND;
+
+/// Bytes of a guest's command, at most: as `Config.max_entry_bytes` is by default.
+pub const GUEST_BYTES_MAX: usize = 1 << 20;
 
 /// Whom a fault hits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,17 +137,44 @@ pub struct Plan {
     pub fsync: (Time, Time),
     /// The disks hold files, and the real log keeps them.
     pub files: bool,
+    /// Applications show their state, and logs are compacted.
+    pub takes_snapshots: bool,
+    /// Applications keep their state durably by themselves.
+    pub keeps_state: bool,
     /// In order of their times.
     pub faults: Vec<Scheduled>,
 }
 
 impl Plan {
     /// What `seed` stands for.
+    #[cfg(any(test, feature = "mutants"))]
     pub fn new(seed: u64) -> Self {
+        Self::of(seed, None)
+    }
+
+    /// The same for a guest: with as many nodes as it wants, in memory, and with what happens to an application only.
+    /// Disks that are lost and peers that lie are the engine's affair.
+    pub fn for_guest(seed: u64, nodes: usize) -> Self {
+        let mut plan = Self::of(seed, Some(nodes));
+        (plan.files, plan.padding) = (false, 0);
+        plan.tuning.max_entry_bytes = (GUEST_BYTES_MAX + objects::LEN) as u64;
+        plan.faults.retain(|scheduled| match scheduled.fault {
+            Fault::Wipe { .. } | Fault::RollBack { .. } | Fault::Clone { .. } => false,
+            Fault::Forge { .. } | Fault::WrongMembers { .. } => false,
+            _ => true,
+        });
+        plan
+    }
+
+    fn of(seed: u64, nodes: Option<usize>) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let nodes = *pick(&mut rng, &[3, 3, 5, 5, 5, 4, 7]);
+        let drawn = *pick(&mut rng, &[3, 3, 5, 5, 5, 4, 7]);
+        let nodes = nodes.unwrap_or(drawn);
         let tuning = tuning(&mut rng);
         let latency_max = *pick(&mut rng, &[MS, 5 * MS, 20 * MS]);
+        // Drawn from a source of their own, so that all else of a seed stays what it was.
+        let mut snapshots = Rng::with_seed(seed ^ 0x5a45_4070);
+        let tuning = with_snapshots(tuning, &mut snapshots);
         let fsync_max = *pick(&mut rng, &[MS, 5 * MS, 30 * MS]);
         Self {
             seed,
@@ -156,6 +187,8 @@ impl Plan {
             latency: (MS / 10, latency_max),
             fsync: (MS / 10, fsync_max),
             files: rng.u32(0..3) == 0,
+            takes_snapshots: snapshots.u32(0..8) > 0,
+            keeps_state: snapshots.u32(0..4) == 0,
             faults: faults(&mut rng, nodes),
         }
     }
@@ -185,6 +218,15 @@ fn tuning(rng: &mut Rng) -> Tuning {
         snapshot_trail: 0,
         snapshot_rate: 1 << 26,
         insecure: false,
+    }
+}
+
+fn with_snapshots(tuning: Tuning, rng: &mut Rng) -> Tuning {
+    Tuning {
+        snapshot_entries: *pick(rng, &[5, 30, 200, 1000, u64::MAX]),
+        snapshot_bytes: *pick(rng, &[2000, 30_000, u64::MAX]),
+        snapshot_trail: *pick(rng, &[0, 0, 10, 200]),
+        ..tuning
     }
 }
 

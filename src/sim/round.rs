@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::clock::{Time, MS, SECOND};
 use super::event::{Event, Stopped};
-use super::machine::Process;
+use super::machine::{Process, Told};
 use super::network::{MachineId, Occurred, Packet};
 use super::plan::Crash;
 use super::trace::hash_of;
@@ -14,10 +14,14 @@ use crate::driver::persister::{gather, Task};
 use crate::driver::port::{Completion, Proposal, Request};
 use crate::driver::witness::Spoken;
 use crate::engine::formation::{Report, Stage};
-use crate::engine::{Effect, Fault, NodeId, Reader, Rejection};
+use crate::engine::snapshot::Meta;
+use crate::engine::{Effect, Fault, HandOut, NodeId, Reader, Rejection};
 
 /// The node record is written so often if it has changed (`driver::node`).
 const RECORD_EVERY: Time = 10 * SECOND;
+
+/// A node that is not formed tells the others so often how far it is (`driver::node`).
+const REPORT_EVERY: Time = SECOND;
 
 /// A digest is taken in every so many rounds.
 const ROUNDS_PER_DIGEST: u64 = 16;
@@ -108,7 +112,7 @@ impl World {
         process.step()?;
         self.flush(process);
         process.step()?;
-        self.hand_out(process)?;
+        self.hand_out(machine, process)?;
         self.complete(process);
         self.observe(machine, process);
         let drained = !process.engine.has_pending_calls();
@@ -129,6 +133,14 @@ impl World {
             });
             process.engine.handle_persisted(number);
         }
+        if let Some(name) = answer.snapshot {
+            process.engine.handle_recorded(name);
+            let in_use = process.engine.snapshots_in_use();
+            self.machines[machine].snapshots.retain(&in_use).expect("a simulated disk lets go of files");
+        }
+        for (index, outcome) in std::mem::take(&mut process.captured) {
+            process.engine.handle_captured(index, outcome);
+        }
         if let Some(number) = answer.node_record {
             process.members.borrow_mut().stored(number);
             let later = process.stages.split_off(&(number + 1));
@@ -147,16 +159,24 @@ impl World {
                     process.engine.handle_route(peer);
                     meet(process, peer, &hello.formation);
                     // The handshake may have told of an earlier stage.
-                    let report = process.members.borrow().formation.report().encode();
-                    put(process, peer, Packet::Formation(report));
-                    put(process, peer, Packet::Durable(process.told_durable));
+                    tell_who_i_am(process, peer);
                 }
-                Occurred::Rerouted(peer) => process.engine.handle_route(peer),
+                Occurred::Rerouted(peer) => {
+                    process.engine.handle_route(peer);
+                    tell_who_i_am(process, peer);
+                }
                 Occurred::Down(peer) => {
                     process.engine.handle_route_lost(peer);
                     process.members.borrow_mut().formation.forget(peer);
                 }
-                Occurred::Arrived(from, Packet::Formation(report)) => meet(process, from, &report),
+                Occurred::Arrived(from, Packet::Formation(report)) => {
+                    meet(process, from, &report);
+                    // It asks, as long as it is not formed itself.
+                    let is_formed = Report::decode(&report).is_some_and(|it| matches!(it.stage, Stage::Formed(_)));
+                    if formed && !is_formed {
+                        tell_who_i_am(process, from);
+                    }
+                }
                 // An unformed node neither votes nor acknowledges (rule M1).
                 Occurred::Arrived(from, Packet::Raft(message)) if formed => {
                     let spoken = Spoken::of(&message);
@@ -166,6 +186,15 @@ impl World {
                     }
                 }
                 Occurred::Arrived(_, Packet::Raft(_)) => {}
+                Occurred::Snapshot(from, message, file) if formed => {
+                    let spoken = Spoken::of(&message);
+                    let meta = Meta::decode(&file.head().meta).expect("an engine wrote it");
+                    if process.engine.handle_snapshot(from, *message, *file.name(), meta).is_ok() {
+                        process.members.borrow_mut().heard(from, spoken);
+                    }
+                }
+                Occurred::Snapshot(..) => {}
+                Occurred::SnapshotSent(peer, is_there) => process.engine.handle_snapshot_sent(peer, is_there),
                 Occurred::Arrived(from, Packet::Durable(index)) => {
                     process.members.borrow_mut().acknowledged(from, index);
                 }
@@ -185,6 +214,12 @@ impl World {
         process.next_tick = (process.next_tick + tick).max(self.now);
         if process.members.borrow().formation.is_formed() {
             process.engine.handle_tick();
+        } else if self.now > process.reported + REPORT_EVERY {
+            process.reported = self.now;
+            let peers = process.peers.keys().copied().collect::<Vec<_>>();
+            for peer in peers {
+                tell_who_i_am(process, peer);
+            }
         }
         true
     }
@@ -209,6 +244,14 @@ impl World {
             }
             Effect::Persist(persist) => {
                 let term = persist.hard_state.as_ref().map(|hard_state| hard_state.term);
+                // Its own snapshots belong to no Ready.
+                if let Some((index, term)) = persist.truncated.filter(|_| persist.number > 0) {
+                    self.figures.installed += 1;
+                    self.trace.note(self.now, &[19, machine as u64, index, term], || {
+                        format!("node {}: installs a snapshot at {index}", process.id)
+                    });
+                    self.tell(machine, &Event::Installed { begin: (index, term) });
+                }
                 if !persist.entries.is_empty() {
                     self.tell(machine, &Event::Appended { term, entries: &persist.entries });
                 }
@@ -225,8 +268,12 @@ impl World {
             Effect::Reject { to, rejection } => {
                 put(process, to, Packet::Reject(rejection));
             }
-            Effect::Failed { token, failure } => process.completions.push(Completion::Failed { token, failure }),
-            Effect::Barrier { token, index } => process.completions.push(Completion::Barrier { token, index }),
+            Effect::SendSnapshot { name, message } => self.send_snapshot(process, &name, message),
+            Effect::Snapshot { token, index } => {
+                process.completions.push(Completion::Snapshot { token, index }.into());
+            }
+            Effect::Failed { token, failure } => process.completions.push(Completion::Failed { token, failure }.into()),
+            Effect::Barrier { token, index } => process.completions.push(Completion::Barrier { token, index }.into()),
             Effect::Leadership(leadership) => {
                 let (term, leader) = (leadership.term, leadership.leader);
                 let numbers = [3, machine as u64, term, leader.unwrap_or(0)];
@@ -235,7 +282,7 @@ impl World {
                     self.figures.leaders += u64::from(leadership.leading_from.is_none());
                     self.tell(machine, &Event::Leads { term });
                 }
-                process.completions.push(Completion::Leadership(leadership));
+                process.completions.push(Completion::Leadership(leadership).into());
             }
         }
     }
@@ -261,13 +308,22 @@ impl World {
         self.happens(self.now + takes, Happening::Written(process.place));
     }
 
-    fn hand_out(&mut self, process: &mut Process) -> Result<(), Halt> {
+    fn hand_out(&mut self, machine: MachineId, process: &mut Process) -> Result<(), Halt> {
         let mut unapplied = process.application.unapplied_bytes;
         while unapplied < self.plan.tuning.max_unapplied_bytes {
-            let Some(batch) = process.engine.hand_out(self.plan.batch_bytes)? else { break };
-            unapplied += batch.bytes;
-            let (entries, through, bytes) = (batch.entries, batch.through, batch.bytes);
-            process.completions.push(Completion::Apply { entries, through, bytes });
+            match process.engine.hand_out(self.plan.batch_bytes)? {
+                None => break,
+                Some(HandOut::Apply(batch)) => {
+                    unapplied += batch.bytes;
+                    let (entries, through, bytes) = (batch.entries, batch.through, batch.bytes);
+                    process.completions.push(Completion::Apply { entries, through, bytes }.into());
+                }
+                Some(HandOut::Capture(marker)) => process.completions.push(Told::Capture(marker)),
+                Some(HandOut::Restore(name)) => {
+                    let file = self.machines[machine].snapshots.open(&name).expect("the log names it");
+                    process.completions.push(Completion::Restore { file }.into());
+                }
+            }
         }
         process.application.unapplied_bytes = unapplied;
         Ok(())
@@ -313,9 +369,11 @@ fn take_inbox(process: &mut Process, now: Time) -> Result<(), Halt> {
             }
             Request::ReadApplied { token, after, max_bytes } => {
                 let result = process.engine.read_applied(after, max_bytes)?;
-                process.completions.push(Completion::Range { token, result });
+                process.completions.push(Completion::Range { token, result }.into());
             }
-            Request::Snapshot { .. } => {}
+            Request::Snapshot { token, deadline_ns } => {
+                process.engine.handle_snapshot_call(token, deadline_ns.unwrap_or(u64::MAX));
+            }
             Request::Close { drain } => {
                 let until = now + drain.min(Duration::from_secs(100)).as_nanos() as Time;
                 process.closing = Some(process.closing.map_or(until, |earlier| earlier.min(until)));
@@ -365,6 +423,13 @@ fn put(process: &mut Process, to: NodeId, packet: Packet) -> bool {
         process.outbox.push((to, packet));
     }
     routed
+}
+
+/// Says what a peer may have missed: how far this node is, and what its disk holds.
+fn tell_who_i_am(process: &mut Process, peer: NodeId) {
+    let report = process.members.borrow().formation.report().encode();
+    put(process, peer, Packet::Formation(report));
+    put(process, peer, Packet::Durable(process.told_durable));
 }
 
 fn meet(process: &mut Process, peer: NodeId, report: &[u8]) {

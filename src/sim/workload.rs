@@ -118,10 +118,14 @@ impl World {
         self.workload.clients[client].waits = true;
         self.workload.open.insert(token, Call { client, machine, operation });
         self.tell(machine, &Event::Called { call: token, operation, deadline });
-        self.with(place, |_, process| match operation.action {
+        self.with(place, |world, process| match operation.action {
             Action::Read => process.inbox.requests.push(Request::ReadBarrier { token, deadline_ns }),
             _ => {
-                let command = Command::new(&encode(token, operation, padding));
+                let mut payload = encode(token, operation, padding);
+                if let Some(guest) = &mut world.guest {
+                    payload.extend(guest.command());
+                }
+                let command = Command::new(&payload);
                 process.inbox.proposals.push(Proposal { token, command, deadline_ns });
             }
         });

@@ -3,20 +3,24 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use fastrand::Rng;
+use raft::eraftpb::Message;
 
 use super::checkers::{Checkers, Violation};
 use super::clock::{Clock, Time, MS, SECOND};
 use super::disk::Disk;
 use super::event::{Ending, Event, Standing, Stopped};
+use super::guest::Guest;
 use super::machine::{address, Machine};
-use super::network::{ConnectionId, MachineId, Place, Wires};
+use super::network::{ConnectionId, MachineId, Occurred, Place, Wires};
 use super::plan::{Fault, Plan, Target, END, HEALED};
 use super::trace::Trace;
 use super::workload::Workload;
 use crate::engine::command::Command;
 use crate::engine::NodeId;
+use crate::storage::snapshot::{Head, SnapshotFile};
 use crate::transport::Hello;
 
 /// Something that happens at its time.
@@ -52,6 +56,12 @@ pub(super) enum Happening {
     Fault(usize),
     /// It ends.
     FaultEnds(usize),
+    /// The file of a snapshot is written: head, and the application's state.
+    Captured(Place, Box<(Head, Vec<u8>)>),
+    /// A snapshot arrives at a machine: who sent it, and the message that goes with it.
+    Snapshot(Place, MachineId, Box<Message>, Arc<dyn SnapshotFile>),
+    /// Its sender hears how that ended: at which node, and well or not.
+    SnapshotSent(Place, NodeId, bool),
     /// A disk is copied for a later fault.
     Copy(usize),
     /// Everything that can run runs from now on.
@@ -101,6 +111,14 @@ pub struct Figures {
     pub leaders: u64,
     /// Connections that were refused.
     pub refused: u64,
+    /// Snapshots that were taken.
+    pub snapshots: u64,
+    /// Snapshots that took the place of a log.
+    pub installed: u64,
+    /// Snapshots that applications went on from.
+    pub restored: u64,
+    /// Readers of `commits()` that the log's beginning had overtaken.
+    pub compacted: u64,
     /// Worlds that these figures are of, once they are added up.
     pub worlds: u64,
 }
@@ -116,6 +134,8 @@ pub struct World {
     pub(super) machines: Vec<Machine>,
     pub(super) wires: Wires,
     pub(super) workload: Workload,
+    /// Whoever else applies what the applications apply.
+    pub(super) guest: Option<Box<dyn Guest>>,
     pub(super) checkers: Checkers,
     pub(super) trace: Trace,
     pub(super) figures: Figures,
@@ -137,6 +157,7 @@ impl World {
             machines: Vec::new(),
             wires: Wires::default(),
             workload: Workload::new(plan, &mut rng),
+            guest: None,
             checkers: Checkers::new(plan),
             trace: Trace::new(record),
             figures: Figures::default(),
@@ -161,7 +182,7 @@ impl World {
         world
     }
 
-    /// Lets everything happen until the end, or until a checker objects.
+    /// Lets everything happen until the end, or until a checker objects, or the guest wants no more.
     pub fn run(&mut self) -> Result<(), Violation> {
         while let Some(Reverse(due)) = self.due.pop() {
             if due.at > END {
@@ -172,6 +193,9 @@ impl World {
             self.happen(due.what);
             if let Some(violation) = self.checkers.violation() {
                 return Err(violation);
+            }
+            if self.guest.as_mut().is_some_and(|guest| !guest.goes_on()) {
+                return Ok(());
             }
         }
         self.now = END;
@@ -197,6 +221,11 @@ impl World {
             Happening::Silent(connection, end) => self.silent(connection, end),
             Happening::Fault(number) => self.begin_fault(number),
             Happening::FaultEnds(number) => self.end_fault(number),
+            Happening::Captured(place, captured) => self.captured(place, &captured),
+            Happening::Snapshot(from, to, message, file) => self.snapshot_arrives(from, to, message, &file),
+            Happening::SnapshotSent(place, peer, is_there) => {
+                self.occurs(place, Occurred::SnapshotSent(peer, is_there))
+            }
             Happening::Copy(number) => self.copy_disk(number),
             Happening::Heal => self.heal(),
         }

@@ -39,7 +39,7 @@ impl GroupState {
     }
 
     /// The term of an entry in the log, or of the one it begins behind.
-    pub(super) fn term(&self, index: u64) -> Option<u64> {
+    pub fn term(&self, index: u64) -> Option<u64> {
         if index == self.truncated.0 {
             return Some(self.truncated.1);
         }

@@ -266,8 +266,8 @@ impl Reader {
         let limit = peers.options.frame_bytes_max;
         loop {
             let rest = self.buffer.get(self.start..).unwrap_or(&[]);
-            let header = Header::decode(rest, self.version, limit).or_else(|error| self.refused(rest, error));
-            let Some(header) = header.map_err(|error| self.tell(&error))? else { return Ok(()) };
+            let header = Header::decode_open(rest, self.version, limit).map_err(|error| self.tell(&error))?;
+            let Some(header) = header else { return Ok(()) };
             let Some(body) = rest.get(HEADER_LEN..).and_then(|rest| rest.get(..header.body_len)) else {
                 return Ok(());
             };
@@ -275,14 +275,6 @@ impl Reader {
                 return Err(end);
             }
             self.start += HEADER_LEN + header.body_len;
-        }
-    }
-
-    /// A peer that breaks off says why with a Refuse, whose version byte is the handshake's.
-    fn refused(&self, rest: &[u8], error: WireError) -> Result<Option<Header>, WireError> {
-        match Header::decode(rest, wire::HANDSHAKE_FORMAT, wire::HANDSHAKE_BYTES_MAX) {
-            Ok(Some(header)) if header.kind == Kind::Refuse => Ok(Some(header)),
-            _ => Err(error),
         }
     }
 
@@ -339,7 +331,14 @@ impl Reader {
                 peers.refused(from, false, &refusal);
                 return Ok(Some(format!("it refused this node: {refusal}").into()));
             }
-            Kind::Hello | Kind::Welcome | Kind::Confirm => return Err(WireError::Unexpected(header.kind)),
+            Kind::Hello
+            | Kind::Welcome
+            | Kind::Confirm
+            | Kind::SnapshotBegin
+            | Kind::SnapshotOffset
+            | Kind::SnapshotData
+            | Kind::SnapshotWait
+            | Kind::SnapshotDone => return Err(WireError::Unexpected(header.kind)),
         }
         Ok(None)
     }

@@ -8,7 +8,8 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout, Instant};
 
-use super::greet::{self, GreetError};
+use super::greet::{self, GreetError, Greeted};
+use super::handshake::Role;
 use super::peers::Peers;
 use crate::engine::NodeId;
 
@@ -52,7 +53,7 @@ fn failed(peers: &Peers, peer: NodeId, address: &str, error: DialError) {
 }
 
 #[derive(Debug, thiserror::Error)]
-enum DialError {
+pub(super) enum DialError {
     #[error("{address} cannot be looked up: {error}")]
     Lookup { address: String, error: io::Error },
     #[error("{address} stands for no address: correct it in the list of members")]
@@ -68,6 +69,20 @@ enum DialError {
 }
 
 async fn dial(peers: &Rc<Peers>, peer: NodeId, address: &str) -> Result<(), DialError> {
+    let (greeted, stream) = reach(peers, peer, Role::Peer, address).await?;
+    if peers.admit(greeted, stream, true) {
+        return Ok(());
+    }
+    Err(DialError::Late { address: address.to_owned() })
+}
+
+/// Connects to `peer` at `address` and shakes hands.
+pub(super) async fn reach(
+    peers: &Peers,
+    peer: NodeId,
+    role: Role,
+    address: &str,
+) -> Result<(Greeted, TcpStream), DialError> {
     let named = || address.to_owned();
     let connect_timeout = peers.options.connect_timeout;
     let found = within(connect_timeout, peers.options.resolver.resolve(address))
@@ -83,21 +98,11 @@ async fn dial(peers: &Rc<Peers>, peer: NodeId, address: &str) -> Result<(), Dial
             }
         };
         let limit = peers.options.handshake_timeout;
-        let greeted = match timeout(limit, greet::dial(&mut stream, peer, &*peers.gate)).await {
-            Ok(Ok(greeted)) => greeted,
-            Ok(Err(error)) => {
-                last = error.into();
-                continue;
-            }
-            Err(_) => {
-                last = DialError::Slow { address: named(), limit };
-                continue;
-            }
-        };
-        if peers.admit(greeted, stream, true) {
-            return Ok(());
+        match timeout(limit, greet::dial(&mut stream, peer, role, &*peers.gate)).await {
+            Ok(Ok(greeted)) => return Ok((greeted, stream)),
+            Ok(Err(error)) => last = error.into(),
+            Err(_) => last = DialError::Slow { address: named(), limit },
         }
-        last = DialError::Late { address: named() };
     }
     Err(last)
 }
@@ -107,23 +112,23 @@ async fn within<T>(limit: Duration, work: impl std::future::Future<Output = io::
 }
 
 /// Pauses that double up to a limit, each shortened by chance so that nodes do not dial in step.
-struct Pause {
+pub(super) struct Pause {
     min: Duration,
     max: Duration,
     next: Duration,
 }
 
 impl Pause {
-    fn new(min: Duration, max: Duration) -> Self {
+    pub fn new(min: Duration, max: Duration) -> Self {
         Self { min, max: max.max(min), next: min }
     }
 
-    fn reset(&mut self) {
+    pub fn reset(&mut self) {
         self.next = self.min;
     }
 
     /// Between half and all of the current pause, but never below the shortest.
-    fn next(&mut self) -> Duration {
+    pub fn next(&mut self) -> Duration {
         let pause = self.next;
         self.next = (pause * 2).min(self.max);
         // Without randomness there is no jitter, which is no reason not to dial.

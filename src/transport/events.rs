@@ -11,6 +11,7 @@ use super::handshake::{Hello, RefusalCode};
 use super::wire::Rejected;
 use crate::engine::command::Command;
 use crate::engine::{GroupId, NodeId};
+use crate::storage::snapshot::SnapshotFile;
 
 /// Something happened. Whatever names a peer as its sender comes from a connection that the gate has admitted as that
 /// peer.
@@ -95,6 +96,29 @@ pub enum Event {
         from: NodeId,
         /// The bytes.
         body: Vec<u8>,
+    },
+    /// A snapshot has come: its file is whole, checked and durable. It is told once more if the connection broke before
+    /// its sender heard so.
+    SnapshotReceived {
+        /// Who sent it; the message is `from` it, `to` this node.
+        from: NodeId,
+        /// The group whose state it holds.
+        group: GroupId,
+        /// The message that brings it: index and term are those of the file, and its data is the file's name.
+        message: Box<Message>,
+        /// The file.
+        file: Arc<dyn SnapshotFile>,
+    },
+    /// What became of a snapshot that was to be sent; told once for each.
+    SnapshotSent {
+        /// To whom.
+        to: NodeId,
+        /// The group whose state it holds.
+        group: GroupId,
+        /// The index that it is as of.
+        index: u64,
+        /// It is durable there; or why this node has given it up, for people.
+        outcome: Result<(), String>,
     },
     /// A connection was refused. Told, as it is logged, at most once in ten seconds for the same reason.
     Refused {

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 
 use super::handshake::{
     check_ends, decode_greeting, decode_refusal, encode_confirm, encode_greeting, encode_refusal, Gate, Greeting,
-    Hello, Refusal, RefusalCode,
+    Hello, Refusal, RefusalCode, Role,
 };
 use super::wire::{Header, Kind, WireError, HANDSHAKE_BYTES_MAX, HANDSHAKE_FORMAT, HEADER_LEN};
 use crate::engine::NodeId;
@@ -38,9 +38,14 @@ pub(super) enum GreetError {
     ByThem { peer: NodeId, refusal: Refusal },
 }
 
-/// The dialer's end.
-pub(super) async fn dial(stream: &mut TcpStream, peer: NodeId, gate: &dyn Gate) -> Result<Greeted, GreetError> {
-    let ours = gate.hello(peer);
+/// The dialer's end of a connection that is for `role`.
+pub(super) async fn dial(
+    stream: &mut TcpStream,
+    peer: NodeId,
+    role: Role,
+    gate: &dyn Gate,
+) -> Result<Greeted, GreetError> {
+    let ours = Hello { role, ..gate.hello(peer) };
     stream.write_all(&encode_greeting(Kind::Hello, &Greeting::new(ours.clone()))?).await?;
     let (kind, body) = read_frame(stream).await?;
     match kind {
@@ -77,10 +82,10 @@ pub(super) async fn answer(stream: &mut TcpStream, gate: &dyn Gate) -> Result<Gr
         Err(error) => return Err(error),
     };
     let from = greeting.hello.from;
-    let ours = gate.hello(from);
-    match judge(&ours, &greeting, gate).await {
+    let ours = || Hello { role: greeting.hello.role.answered(), ..gate.hello(from) };
+    match judge(&ours(), &greeting, gate).await {
         Ok(version) => {
-            let ours = gate.hello(from);
+            let ours = ours();
             stream.write_all(&encode_greeting(Kind::Welcome, &Greeting::new(ours))?).await?;
             match read_frame(stream).await? {
                 (Kind::Confirm, _) => {}
@@ -141,7 +146,7 @@ async fn read_frame(stream: &mut TcpStream) -> Result<(Kind, Vec<u8>), GreetErro
 
 /// Sends the reason, and waits until the other side has closed: closing over unread input would reset the connection
 /// and could take the reason with it.
-async fn say_no(stream: &mut TcpStream, refusal: &Refusal) {
+pub(super) async fn say_no(stream: &mut TcpStream, refusal: &Refusal) {
     let last_words = async {
         stream.write_all(&encode_refusal(refusal)).await?;
         stream.shutdown().await?;

@@ -11,6 +11,7 @@ use super::wire::{
     PROTOCOL_VERSION, PROTOCOL_VERSION_MIN,
 };
 use crate::engine::NodeId;
+use crate::storage::snapshot::SnapshotName;
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +23,28 @@ pub enum Role {
     Client = 2,
     /// An operator's tool (no build serves them yet).
     Admin = 3,
+    /// A node of the cluster that sends one snapshot, on a connection of its own.
+    Snapshot = 4,
+}
+
+impl Role {
+    fn from_byte(byte: u8) -> Option<Self> {
+        Some(match byte {
+            1 => Self::Peer,
+            2 => Self::Client,
+            3 => Self::Admin,
+            4 => Self::Snapshot,
+            _ => return None,
+        })
+    }
+
+    /// In what role a node answers one who dials in this one; another one if it does not serve it.
+    pub(super) fn answered(self) -> Self {
+        match self {
+            Self::Snapshot => Self::Snapshot,
+            Self::Peer | Self::Client | Self::Admin => Self::Peer,
+        }
+    }
 }
 
 /// What a node's disk held when it started. It is never less than what the node has said to anybody before.
@@ -94,12 +117,14 @@ pub enum RefusalCode {
     Role,
     /// A later start, without what an earlier one had on its disk.
     Forgotten,
+    /// A snapshot that is not wanted, or cannot be kept.
+    Snapshot,
     /// Any other reason.
     Other(u16),
 }
 
 impl RefusalCode {
-    const NAMED: [Self; 13] = [
+    const NAMED: [Self; 14] = [
         Self::Malformed,
         Self::Version,
         Self::Cluster,
@@ -113,6 +138,7 @@ impl RefusalCode {
         Self::Formation,
         Self::Role,
         Self::Forgotten,
+        Self::Snapshot,
     ];
 
     fn number(self) -> u16 {
@@ -163,6 +189,12 @@ pub trait Gate {
     fn remembered<'a>(&'a self, _hello: &'a Hello) -> Pin<Box<dyn Future<Output = ()> + 'a>> {
         Box::pin(std::future::ready(()))
     }
+
+    /// Whether this node takes a snapshot of this name from `from`, which was admitted. Asked before any of it comes.
+    ///
+    /// # Errors
+    /// Why not; `from` is told.
+    fn admit_snapshot(&self, from: NodeId, name: &SnapshotName) -> Result<(), Refusal>;
 }
 
 /// A [`Hello`] with the protocol versions that its sender speaks.
@@ -245,13 +277,8 @@ pub fn encode_confirm() -> Result<Vec<u8>, WireError> {
 pub fn decode_greeting(kind: Kind, body: &[u8]) -> Result<Greeting, WireError> {
     let read = || {
         let mut fields = Fields { rest: body };
-        let (version_min, version_max) = (fields.u8()?, fields.u8()?);
-        let role = match fields.u8()? {
-            1 => Role::Peer,
-            2 => Role::Client,
-            3 => Role::Admin,
-            _ => return None,
-        };
+        let (version_min, version_max, role) = (fields.u8()?, fields.u8()?, fields.u8()?);
+        let Some(role) = Role::from_byte(role) else { return Some(Err(role)) };
         let (lineage, identity) = (fields.u128()?, fields.u128()?);
         let (incarnation, from, to) = (fields.u64()?, fields.u64()?, fields.u64()?);
         let (boot, nonce) = (fields.u64()?, fields.u64()?);
@@ -260,9 +287,12 @@ pub fn decode_greeting(kind: Kind, body: &[u8]) -> Result<Greeting, WireError> {
         let held = Held { term: fields.u64()?, vote: fields.u64()?, last_index: fields.u64()? };
         let hello =
             Hello { cluster, lineage, incarnation, from, to, identity, boot, nonce, role, advertise, formation, held };
-        Some(Greeting { hello, version_min, version_max })
+        Some(Ok(Greeting { hello, version_min, version_max }))
     };
-    read().ok_or_else(|| WireError::Body { kind, problem: "its fields do not fit its length".into() })
+    let damaged = |problem| WireError::Body { kind, problem };
+    read()
+        .ok_or_else(|| damaged("its fields do not fit its length".into()))?
+        .map_err(|role| damaged(format!("this build knows no role {role}: upgrade it")))
 }
 
 /// Encodes a whole Refuse frame; a long reason is cut.
@@ -314,8 +344,9 @@ pub fn check_ends(ours: &Hello, theirs: &Hello) -> Result<(), Refusal> {
             ),
         ));
     }
-    if theirs.role != Role::Peer {
-        return Err(Refusal::new(RefusalCode::Role, format!("node {me} serves peers only, not {:?}s", theirs.role)));
+    if theirs.role != ours.role {
+        let reason = format!("node {me} takes the connection for a {:?}'s, not a {:?}'s", ours.role, theirs.role);
+        return Err(Refusal::new(RefusalCode::Role, reason));
     }
     Ok(())
 }
@@ -328,7 +359,7 @@ mod tests {
     use super::*;
 
     fn hello() -> impl Strategy<Value = Hello> {
-        let role = prop_oneof![Just(Role::Peer), Just(Role::Client), Just(Role::Admin)];
+        let role = prop_oneof![Just(Role::Peer), Just(Role::Client), Just(Role::Admin), Just(Role::Snapshot)];
         (any::<[u64; 8]>(), any::<[u128; 2]>(), role, ".{0,40}", ".{0,40}", any::<Vec<u8>>()).prop_map(
             |(
                 [incarnation, from, to, boot, nonce, term, vote, last_index],
@@ -405,6 +436,10 @@ mod tests {
         assert_eq!(code(one(1, 2), one(2, 1)), Ok(()));
         assert_eq!(code(one(1, 2), one(2, 3)), Err(RefusalCode::WrongNode));
         assert_eq!(code(one(1, 2), Hello { role: Role::Client, ..one(2, 1) }), Err(RefusalCode::Role));
+        let snapshot = |hello| Hello { role: Role::Snapshot, ..hello };
+        assert_eq!(code(snapshot(one(1, 2)), snapshot(one(2, 1))), Ok(()));
+        assert_eq!(code(snapshot(one(1, 2)), one(2, 1)), Err(RefusalCode::Role));
+        assert_eq!(code(one(1, 2), snapshot(one(2, 1))), Err(RefusalCode::Role));
         for (theirs, expected) in [
             (one(1, 2), "lists itself"),
             (Hello { nonce: 9, ..one(1, 2) }, "copy of its data directory"),
@@ -414,6 +449,14 @@ mod tests {
             assert!(refusal.reason.contains(expected), "{refusal}");
             assert_eq!(refusal.code, RefusalCode::SelfConnection);
         }
+    }
+
+    #[test]
+    fn a_role_of_a_newer_build_is_refused_for_what_it_is() {
+        let mut frame = encode_greeting(Kind::Hello, &Greeting::new(one(1, 2))).unwrap();
+        frame[HEADER_LEN + 2] = 9;
+        let error = decode_greeting(Kind::Hello, &frame[HEADER_LEN..]).err().unwrap().to_string();
+        assert!(error.contains("role 9") && error.contains("upgrade"), "{error}");
     }
 
     #[test]

@@ -11,8 +11,10 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 use super::greet::{self, GreetError};
+use super::handshake::Role;
 use super::options::Options;
 use super::peers::Peers;
+use super::snapshot_receiver;
 
 /// How long accepting rests after an error: with no file descriptor left, the next attempt fails at once as well.
 const REST: Duration = Duration::from_millis(50);
@@ -101,6 +103,7 @@ async fn answer(
     greetings.borrow_mut().under_way.retain(|other| other.number != number);
     let source = source_of(from);
     match answered {
+        Ok(Ok(greeted)) if greeted.hello.role == Role::Snapshot => snapshot_receiver::admit(&peers, greeted, stream),
         Ok(Ok(greeted)) => {
             peers.admit(greeted, stream, false);
         }

@@ -7,6 +7,7 @@
 //! | [`handshake`] | who may talk to whom: [`Hello`], [`Refusal`], the [`Gate`] that the driver provides |
 //! | [`events`] | what the network tells the driver |
 //! | [`quiet`] | saying the same thing only so often |
+//! | [`snapshots`] | snapshots, each on a connection of its own |
 //! | [`network`] | [`Network`]: the listener, one dialer per peer, the routes |
 //!
 //! All of one node's network runs on one thread, the driver's: every task is a local task, nothing is locked.
@@ -21,6 +22,7 @@ pub mod batch;
 mod connection;
 mod dialer;
 pub mod events;
+mod frames;
 mod greet;
 pub mod handshake;
 mod listener;
@@ -30,7 +32,12 @@ mod network_tests;
 pub mod options;
 mod peers;
 pub mod quiet;
+mod rate;
 pub mod resolve;
+pub mod snapshot_frames;
+mod snapshot_receiver;
+mod snapshot_sender;
+pub mod snapshots;
 pub mod wire;
 
 pub use events::{Event, Events};

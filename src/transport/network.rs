@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use raft::eraftpb::Message;
 use tokio::net::TcpListener;
@@ -16,11 +17,13 @@ use super::wire::Rejected;
 use super::{dialer, listener};
 use crate::engine::command::Command;
 use crate::engine::{GroupId, NodeId};
+use crate::storage::snapshot::{SnapshotFile, SnapshotStore};
 
 /// One node's network.
 ///
 /// Every node dials every peer and sends on the connection that it dialled; while it has none, on the newest that the
 /// peer has dialled (the only way to a peer behind NAT). Two connections per pair are normal.
+/// Snapshots travel on connections of their own, which are never routes.
 ///
 /// Methods are of three kinds. **Membership**: [`set_peer`](Self::set_peer), [`remove_peer`](Self::remove_peer).
 /// **Sending**, in the driver's turn: the `send_` methods encode into a buffer per peer, then one
@@ -36,7 +39,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Starts to listen. Has to be called, and the network used, within a [`tokio::task::LocalSet`]: all tasks are
+    /// Starts to listen; snapshots that come are kept in `snapshots`. Has to be called, and the network used, within a [`tokio::task::LocalSet`]: all tasks are
     /// local.
     ///
     /// # Errors
@@ -47,11 +50,12 @@ impl Network {
         gate: Rc<dyn Gate>,
         options: Options,
         events: Events,
+        snapshots: Arc<dyn SnapshotStore>,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
         let address = listener.local_addr()?;
-        let peers = Rc::new(Peers::new(me, gate, options, events));
+        let peers = Rc::new(Peers::new(me, gate, options, events, snapshots));
         let listener = peers.spawn(listener::run(Rc::clone(&peers), listener));
         Ok(Self { peers, address, listener, touched: Vec::new() })
     }
@@ -128,6 +132,15 @@ impl Network {
     pub fn send_durable(&mut self, to: NodeId, group: GroupId, index: u64) -> bool {
         let put = self.peers.put(to, |batch| batch.durable(group, index));
         self.touch(to, put)
+    }
+
+    /// Begins to send a snapshot to `to`, on a connection of its own: `message` is the MsgSnapshot for it, whose data is
+    /// the name of `file`. [`Event::SnapshotSent`](super::Event::SnapshotSent) tells, once, what became of it.
+    ///
+    /// If that file is already under way to `to`, it stays what was begun before, with the new message.
+    /// Another one of the same group is cancelled.
+    pub fn send_snapshot(&mut self, to: NodeId, group: GroupId, message: &Message, file: Arc<dyn SnapshotFile>) {
+        self.peers.snapshots.send(&self.peers, to, group, message, file);
     }
 
     /// Writes this round's batches, without waiting: what a socket does not take, its connection's task writes later.

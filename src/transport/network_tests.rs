@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
+use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,13 +21,25 @@ use super::wire::{begin, end, Header, Kind, HANDSHAKE_FORMAT, HEADER_LEN, PROTOC
 use super::*;
 use crate::engine::command::Command;
 use crate::engine::NodeId;
+use crate::storage::snapshot::{SnapshotName, SnapshotStore};
 use crate::test_log::TestLog;
+
+mod proxy;
+mod snapshots;
+mod test_store;
+
+use test_store::TestStore;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
 fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    tokio::task::LocalSet::new().block_on(&runtime, test);
+    let local = tokio::task::LocalSet::new();
+    let outcome = catch_unwind(AssertUnwindSafe(|| local.block_on(&runtime, test)));
+    // A test that has failed may have left a disk that hangs.
+    drop(local);
+    runtime.shutdown_background();
+    outcome.unwrap_or_else(|panic| resume_unwind(panic));
 }
 
 async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
@@ -56,6 +69,8 @@ struct TestGate {
     cluster: String,
     /// Ids that are not let in.
     refused: RefCell<Vec<NodeId>>,
+    /// Why no snapshot is taken.
+    unwanted: RefCell<Option<Refusal>>,
     asked: Cell<u32>,
 }
 
@@ -75,12 +90,17 @@ impl Gate for TestGate {
         }
         Ok(())
     }
+
+    fn admit_snapshot(&self, _from: NodeId, _name: &SnapshotName) -> Result<(), Refusal> {
+        self.unwanted.borrow().clone().map_or(Ok(()), Err)
+    }
 }
 
 struct Node {
     id: NodeId,
     network: Network,
     gate: Rc<TestGate>,
+    store: TestStore,
     events: Events,
     notify: Arc<Notify>,
     batch: Vec<Event>,
@@ -107,19 +127,26 @@ impl Start {
     }
 
     fn node(self) -> Node {
+        let store = TestStore::default();
+        Node { store: store.clone(), ..self.node_with(Arc::new(store)) }
+    }
+
+    fn node_with(self, snapshots: Arc<dyn SnapshotStore>) -> Node {
         let listener = TcpListener::bind(self.at).unwrap();
         let gate = Rc::new(TestGate {
             me: self.id,
             boot: self.boot,
             cluster: self.cluster.to_owned(),
             refused: RefCell::default(),
+            unwanted: RefCell::default(),
             asked: Cell::new(0),
         });
         let notify = Arc::new(Notify::new());
         let events = Events::new(Arc::clone(&notify));
-        let network =
-            Network::start(listener, self.id, Rc::clone(&gate) as Rc<dyn Gate>, self.options, events.clone()).unwrap();
-        Node { id: self.id, network, gate, events, notify, batch: Vec::new(), seen: VecDeque::new() }
+        let doorkeeper = Rc::clone(&gate) as Rc<dyn Gate>;
+        let network = Network::start(listener, self.id, doorkeeper, self.options, events.clone(), snapshots).unwrap();
+        let store = TestStore::default();
+        Node { id: self.id, network, gate, store, events, notify, batch: Vec::new(), seen: VecDeque::new() }
     }
 }
 
@@ -243,8 +270,13 @@ impl ByHand {
 
     /// Dials and shakes hands as `from`.
     async fn greet(to: &Node, from: NodeId, boot: u64) -> (Self, Kind, Vec<u8>) {
+        Self::greet_with(to, hello(from, to.id, boot)).await
+    }
+
+    /// Dials and says that.
+    async fn greet_with(to: &Node, hello: Hello) -> (Self, Kind, Vec<u8>) {
         let mut this = Self::connect(to).await;
-        let greeting = Greeting::new(hello(from, to.id, boot));
+        let greeting = Greeting::new(hello);
         this.0.write_all(&encode_greeting(Kind::Hello, &greeting).unwrap()).await.unwrap();
         let (kind, body) = this.read_frame(HANDSHAKE_FORMAT).await;
         if kind == Kind::Welcome {
@@ -618,6 +650,9 @@ fn a_peer_that_breaks_the_protocol_is_dropped_while_others_go_on() {
             (frame(PROTOCOL_VERSION, Kind::Propose, &[0xff; 20]), "damaged"),
             (frame(PROTOCOL_VERSION, Kind::Rejected, &[0xff; 20]), "damaged"),
             (frame(PROTOCOL_VERSION, Kind::Hello, b""), "Hello"),
+            (frame(PROTOCOL_VERSION, Kind::SnapshotBegin, b""), "SnapshotBegin"),
+            (frame(PROTOCOL_VERSION, Kind::SnapshotData, b""), "SnapshotData"),
+            (frame(PROTOCOL_VERSION, Kind::SnapshotDone, b""), "SnapshotDone"),
             (frame(PROTOCOL_VERSION, Kind::Dropped, &[0xff; 20]), "damaged"),
             (frame(PROTOCOL_VERSION, Kind::Durable, &[1]), "shorter"),
         ];

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::resolve::{Resolve, SystemResolver};
+use super::snapshot_frames::PIECE_BYTES_MAX;
 
 /// Limits and times; the defaults are what one runs in production.
 #[derive(Clone)]
@@ -30,6 +31,12 @@ pub struct Options {
     pub redial_max: Duration,
     /// A connection is given up when its peer has acknowledged nothing for so long.
     pub silence_timeout: Duration,
+    /// Bytes of snapshots that are sent in a second, to all peers together.
+    pub snapshot_bytes_per_s: u64,
+    /// Bytes of a snapshot in one frame; at most 128 KiB, and less where few may be sent in a second.
+    pub snapshot_piece_bytes: usize,
+    /// A snapshot that did not get on for so long is given up.
+    pub snapshot_patience: Duration,
     /// Looks up addresses.
     pub resolver: Rc<dyn Resolve>,
 }
@@ -48,6 +55,9 @@ impl Default for Options {
             redial_min: Duration::from_millis(50),
             redial_max: Duration::from_secs(2),
             silence_timeout: Duration::from_secs(5),
+            snapshot_bytes_per_s: 64 << 20,
+            snapshot_piece_bytes: PIECE_BYTES_MAX,
+            snapshot_patience: Duration::from_secs(30),
             resolver: Rc::new(SystemResolver),
         }
     }

@@ -6,9 +6,10 @@ use std::future::Future;
 use std::hash::Hash;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::{oneshot, Notify};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
@@ -19,8 +20,10 @@ use super::greet::Greeted;
 use super::handshake::{Gate, Refusal};
 use super::options::Options;
 use super::quiet::Quiet;
+use super::snapshots::Snapshots;
 use super::wire::WireError;
 use crate::engine::{GroupId, NodeId};
+use crate::storage::snapshot::SnapshotStore;
 
 /// A batch that has grown to this is sent before the driver's round ends.
 const BATCH_BYTES_MAX: usize = 1 << 20;
@@ -34,6 +37,7 @@ pub(super) struct Peers {
     pub gate: Rc<dyn Gate>,
     pub options: Options,
     pub events: Events,
+    pub snapshots: Snapshots,
     peers: RefCell<BTreeMap<NodeId, Peer>>,
     epoch: Cell<u64>,
     quiet: RefCell<Quiet>,
@@ -83,10 +87,17 @@ impl Peer {
 }
 
 impl Peers {
-    pub fn new(me: NodeId, gate: Rc<dyn Gate>, options: Options, events: Events) -> Self {
+    pub fn new(
+        me: NodeId,
+        gate: Rc<dyn Gate>,
+        options: Options,
+        events: Events,
+        store: Arc<dyn SnapshotStore>,
+    ) -> Self {
         Self {
             me,
             gate,
+            snapshots: Snapshots::new(store, &options),
             options,
             events,
             peers: RefCell::default(),
@@ -107,6 +118,24 @@ impl Peers {
         let mut tasks = self.tasks.borrow_mut();
         while tasks.try_join_next().is_some() {}
         Some(tasks.spawn_local(task))
+    }
+
+    /// Runs work that blocks on a thread of tokio's, and waits for it; the network's end waits for it as well. `None` if
+    /// it panicked, or the network has ended.
+    pub async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        if self.stopped.get() {
+            return None;
+        }
+        let (done, result) = oneshot::channel();
+        {
+            let mut tasks = self.tasks.borrow_mut();
+            while tasks.try_join_next().is_some() {}
+            tasks.spawn_blocking(move || {
+                // Nobody waits any more: whoever did has ended.
+                let _ = done.send(work());
+            });
+        }
+        result.await.ok()
     }
 
     /// Whether something about a peer may be logged again.
@@ -340,6 +369,7 @@ impl Peers {
 
     /// Forgets `id` and closes its connections.
     pub fn remove(&self, id: NodeId) {
+        self.snapshots.forget(self, id, "the peer was removed");
         let connections: Vec<_> = {
             let mut peers = self.peers.borrow_mut();
             let Some(peer) = peers.get_mut(&id) else { return };
@@ -383,9 +413,15 @@ impl Peers {
         self.parting.get()
     }
 
+    /// All has ended.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.get()
+    }
+
     /// Ends dialling, says goodbye on every connection and waits until the peers have hung up.
     pub async fn part(&self) {
         self.parting.set(true);
+        self.snapshots.part(self);
         let ids: Vec<_> = self.peers.borrow().keys().copied().collect();
         for id in ids {
             self.flush(id);

@@ -67,6 +67,16 @@ pub enum Kind {
     Durable = 10,
     /// The dialer's answer to a Welcome it likes; its body is empty. The connection begins behind it.
     Confirm = 11,
+    /// Which snapshot follows, [`super::snapshots`]; this and the next four on a connection for a snapshot alone.
+    SnapshotBegin = 12,
+    /// Bytes of the snapshot's file that the receiver has.
+    SnapshotOffset = 13,
+    /// A piece of the snapshot's file.
+    SnapshotData = 14,
+    /// The receiver's disk is still at work; its body is empty.
+    SnapshotWait = 15,
+    /// The receiver has the whole file, durably; its body is empty.
+    SnapshotDone = 16,
 }
 
 impl Kind {
@@ -83,6 +93,11 @@ impl Kind {
             9 => Self::Dropped,
             10 => Self::Durable,
             11 => Self::Confirm,
+            12 => Self::SnapshotBegin,
+            13 => Self::SnapshotOffset,
+            14 => Self::SnapshotData,
+            15 => Self::SnapshotWait,
+            16 => Self::SnapshotDone,
             other => return Err(WireError::Kind(other)),
         })
     }
@@ -157,6 +172,20 @@ impl Header {
         }
         Ok(Some(Self { body_len: announced, kind: Kind::from_byte(kind)?, group: u64::from_le_bytes(group) }))
     }
+
+    /// Like [`Header::decode`], on a connection whose handshake is done: a peer that breaks off says why with a Refuse,
+    /// whose version byte is the handshake's.
+    ///
+    /// # Errors
+    /// Those of [`Header::decode`].
+    pub fn decode_open(bytes: &[u8], version: u8, body_bytes_max: usize) -> Result<Option<Self>, WireError> {
+        Self::decode(bytes, version, body_bytes_max).or_else(|error| {
+            match Self::decode(bytes, HANDSHAKE_FORMAT, HANDSHAKE_BYTES_MAX) {
+                Ok(Some(header)) if header.kind == Kind::Refuse => Ok(Some(header)),
+                _ => Err(error),
+            }
+        })
+    }
 }
 
 /// Starts a frame at the end of `buffer`; the returned position goes to [`end`] once the body is written.
@@ -227,25 +256,30 @@ pub fn decode_raft(mut body: &[u8], weight_max: usize) -> Result<(Vec<Message>, 
     let mut weight = 0_usize;
     while !body.is_empty() {
         let bytes = delimited(&mut body).ok_or_else(|| damaged("a message is longer than the frame"))?;
-        let one = weigh_message(bytes).ok_or_else(|| damaged("a message is not Protobuf"))?;
-        weight = weight.saturating_add(one);
+        weight = weight.saturating_add(weigh_message(bytes).ok_or_else(|| damaged("a message is not Protobuf"))?);
         if weight > weight_max {
             return Err(WireError::TooHeavy { limit: weight_max });
         }
-        let message = Message::decode(bytes).map_err(|error| damaged(&error.to_string()))?;
-        if MessageType::from_i32(message.msg_type).is_none() {
-            return Err(damaged("a message has an unknown type"));
-        }
-        if message.entries.iter().any(|entry| EntryType::from_i32(entry.entry_type).is_none()) {
-            return Err(damaged("an entry has an unknown type"));
-        }
-        messages.push(message);
+        messages.push(decode_message(Kind::Raft, bytes)?);
     }
     Ok((messages, weight))
 }
 
+/// Reads one message, which was weighed, out of a frame of this kind.
+pub(super) fn decode_message(kind: Kind, bytes: &[u8]) -> Result<Message, WireError> {
+    let damaged = |problem: &str| WireError::Body { kind, problem: problem.to_owned() };
+    let message = Message::decode(bytes).map_err(|error| damaged(&error.to_string()))?;
+    if MessageType::from_i32(message.msg_type).is_none() {
+        return Err(damaged("a message has an unknown type"));
+    }
+    if message.entries.iter().any(|entry| EntryType::from_i32(entry.entry_type).is_none()) {
+        return Err(damaged("an entry has an unknown type"));
+    }
+    Ok(message)
+}
+
 /// What an encoded message takes in memory, found without decoding it.
-fn weigh_message(mut bytes: &[u8]) -> Option<usize> {
+pub(super) fn weigh_message(mut bytes: &[u8]) -> Option<usize> {
     // Field numbers of eraftpb.Message and eraftpb.Snapshot.
     const ENTRIES: u64 = 7;
     const SNAPSHOT: u64 = 9;
@@ -461,6 +495,10 @@ impl<'a> Fields<'a> {
         self.array().map(u16::from_le_bytes)
     }
 
+    pub fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
     pub fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
     }
@@ -471,7 +509,7 @@ impl<'a> Fields<'a> {
 
     /// Bytes with their length in front.
     pub fn string(&mut self) -> Option<&'a [u8]> {
-        let length = u32::from_le_bytes(self.array()?);
+        let length = self.u32()?;
         take(&mut self.rest, usize::try_from(length).ok()?)
     }
 
@@ -585,7 +623,7 @@ mod tests {
         }
 
         #[test]
-        fn headers_survive_the_round_trip(kind in 1..8_u8, group in any::<u64>(), body in any::<Vec<u8>>()) {
+        fn headers_survive_the_round_trip(kind in 1..17_u8, group in any::<u64>(), body in any::<Vec<u8>>()) {
             let kind = Kind::from_byte(kind).map_err(|e| TestCaseError::fail(e.to_string()))?;
             let mut buffer = vec![7; 3];
             let start = begin(&mut buffer, 1, kind, group);

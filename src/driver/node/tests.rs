@@ -114,7 +114,9 @@ impl Rig {
         };
         let mut started = start::start(&mut options).unwrap();
         let log_fails = Arc::new(AtomicBool::new(false));
-        started.writer = Box::new(Failing { writer: started.writer, fails: log_fails.clone() });
+        let resumed = &mut started.resumed;
+        let writer = std::mem::replace(&mut resumed.writer, crate::storage::memory::open().writer);
+        resumed.writer = Box::new(Failing { writer, fails: log_fails.clone() });
         let node = Node::new(options, started, port.clone(), wake).unwrap();
         Self { node, port, log_fails }
     }

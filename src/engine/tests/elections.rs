@@ -53,7 +53,7 @@ fn a_node_that_may_not_vote_does_not_campaign() {
 fn engine(seed: u64) -> Engine {
     let settings = Settings { seed, ..settings(1, 1, &[1, 2, 3]) };
     let logger = slog::Logger::root(slog::Discard, slog::o!());
-    Engine::new(&settings, bootstrap(), storage::memory::open().reader, &logger, false).unwrap()
+    Engine::new(&settings, opening(bootstrap()), storage::memory::open().reader, &logger).unwrap()
 }
 
 /// The timeouts that a node draws while it calls election after election and nobody answers.

@@ -12,13 +12,16 @@ mod outcomes;
 mod pipeline;
 mod reading;
 mod routes;
+mod snapshots;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use prost::Message as _;
 use raft::eraftpb::Message;
 
 use super::command::Command;
 use super::*;
+use crate::storage::snapshot::{self as files, SnapshotName};
 use crate::storage::{self, Batch, GroupState, GroupWrite, Opened};
 
 pub(super) const ELECTION_TICKS: usize = 10;
@@ -41,6 +44,13 @@ pub(super) struct Machine {
     pub barriers: Vec<(Token, u64)>,
     pub leadership: Leadership,
     pub refused: Vec<Refused>,
+    /// Snapshots on its disk: the engine's part, and what the application had applied.
+    pub files: BTreeMap<SnapshotName, (Vec<u8>, Vec<(u64, Vec<u8>, u64)>)>,
+    /// While set, the application takes no snapshots; they come to their end when it is cleared.
+    pub captures_stalled: bool,
+    pub captured: Vec<SnapshotName>,
+    pub restored: Vec<u64>,
+    pub snapshots: Vec<(Token, u64)>,
 }
 
 /// What travels.
@@ -49,6 +59,7 @@ pub(super) enum Packet {
     Raft(Box<Message>),
     Forward(Command),
     Reject(Rejection),
+    Snapshot(SnapshotName, Box<Message>),
 }
 
 /// The cluster.
@@ -59,7 +70,13 @@ pub(super) struct World {
     pub now: Now,
     boots: BTreeMap<NodeId, u64>,
     members: Vec<NodeId>,
+    /// What all nodes are started with.
+    pub policy: SnapshotPolicy,
 }
+
+/// Only when somebody asks.
+pub(super) const ON_DEMAND: SnapshotPolicy =
+    SnapshotPolicy { possible: true, entries: u64::MAX, bytes: u64::MAX, trail: 0 };
 
 pub(super) fn settings(id: NodeId, boot: u64, voters: &[NodeId]) -> Settings {
     Settings {
@@ -76,6 +93,7 @@ pub(super) fn settings(id: NodeId, boot: u64, voters: &[NodeId]) -> Settings {
         max_uncommitted_bytes: 1 << 26,
         max_fresh_bytes: 1 << 20,
         entry_cache_bytes: 1 << 20,
+        snapshots: ON_DEMAND,
     }
 }
 
@@ -86,7 +104,25 @@ fn bootstrap() -> GroupState {
     state
 }
 
-fn machine(settings: &Settings, state: GroupState, mut disk: Opened, fresh: bool) -> Machine {
+type Files = BTreeMap<SnapshotName, (Vec<u8>, Vec<(u64, Vec<u8>, u64)>)>;
+
+pub(super) fn named_snapshot(state: &GroupState) -> Option<SnapshotName> {
+    state.records.get(files::RECORD).map(|bytes| SnapshotName::decode(bytes.as_slice()).unwrap())
+}
+
+fn machine(settings: &Settings, state: GroupState, disk: Opened, files: Files, fresh: bool) -> Machine {
+    machine_with(settings, state, disk, files, fresh, None)
+}
+
+/// With an application that holds `durable` by itself.
+fn machine_with(
+    settings: &Settings,
+    state: GroupState,
+    mut disk: Opened,
+    files: Files,
+    fresh: bool,
+    durable: Option<(u64, u64)>,
+) -> Machine {
     if fresh {
         let group = APPLICATION_GROUP;
         let write = GroupWrite {
@@ -98,8 +134,10 @@ fn machine(settings: &Settings, state: GroupState, mut disk: Opened, fresh: bool
         disk.writer.write(Batch { groups: vec![write], node_records: vec![], sync: true }).unwrap();
     }
     let logger = slog::Logger::root(slog::Discard, slog::o!());
+    let snapshot = named_snapshot(&state).map(|name| (name, snapshot::Meta::decode(&files[&name].0).unwrap()));
+    let opening = Opening { state: state.clone(), snapshot, durable, is_fresh: fresh };
     Machine {
-        engine: Engine::new(settings, state.clone(), disk.reader.clone(), &logger, fresh).unwrap(),
+        engine: Engine::new(settings, opening, disk.reader.clone(), &logger).unwrap(),
         disk,
         state,
         unsynced: VecDeque::new(),
@@ -111,11 +149,21 @@ fn machine(settings: &Settings, state: GroupState, mut disk: Opened, fresh: bool
         barriers: Vec::new(),
         leadership: Leadership::default(),
         refused: Vec::new(),
+        files,
+        captures_stalled: false,
+        captured: Vec::new(),
+        restored: Vec::new(),
+        snapshots: Vec::new(),
     }
 }
 
 impl World {
     pub fn new(nodes: u64) -> Self {
+        Self::with(nodes, ON_DEMAND)
+    }
+
+    /// A world whose nodes take snapshots like this.
+    pub fn with(nodes: u64, policy: SnapshotPolicy) -> Self {
         let members = (1..=nodes).collect::<Vec<_>>();
         let mut world = Self {
             machines: BTreeMap::new(),
@@ -124,9 +172,11 @@ impl World {
             now: Now { boottime_ns: 1_000_000_000, wall_ns: 7 },
             boots: members.iter().map(|id| (*id, 1)).collect(),
             members: members.clone(),
+            policy,
         };
         for id in &members {
-            let mut machine = machine(&settings(*id, 1, &members), bootstrap(), storage::memory::open(), true);
+            let settings = Settings { snapshots: policy, ..settings(*id, 1, &members) };
+            let mut machine = machine(&settings, bootstrap(), storage::memory::open(), Files::new(), true);
             for peer in members.iter().filter(|peer| *peer != id) {
                 machine.engine.handle_route(*peer);
             }
@@ -186,10 +236,34 @@ impl World {
                 Effect::Failed { token, failure } => machine.failed.push((token, failure)),
                 Effect::Barrier { token, index } => machine.barriers.push((token, index)),
                 Effect::Leadership(leadership) => machine.leadership = leadership,
+                Effect::SendSnapshot { name, message } => {
+                    self.network.push_back((id, message.to, Packet::Snapshot(name, message)));
+                }
+                Effect::Snapshot { token, index } => machine.snapshots.push((token, index)),
+            }
+        }
+        if !machine.captures_stalled {
+            for name in std::mem::take(&mut machine.captured) {
+                machine.engine.handle_captured(name.index, Ok(name));
             }
         }
         while !machine.application_stalled {
-            let Some(batch) = machine.engine.hand_out(1 << 16).unwrap() else { break };
+            let batch = match machine.engine.hand_out(1 << 16).unwrap() {
+                None => break,
+                Some(HandOut::Apply(batch)) => batch,
+                Some(HandOut::Capture(Marker { index, term, meta })) => {
+                    let name = SnapshotName { group: APPLICATION_GROUP, index, term, bytes: 0, checksum: 0 };
+                    machine.files.insert(name, (meta.encode(), machine.applied.clone()));
+                    machine.captured.push(name);
+                    continue;
+                }
+                Some(HandOut::Restore(name)) => {
+                    machine.applied = machine.files[&name].1.clone();
+                    machine.restored.push(name.index);
+                    machine.engine.handle_application_applied(name.index);
+                    continue;
+                }
+            };
             for applied in batch.entries {
                 if let Some(token) = applied.token {
                     assert_eq!(machine.resolved.insert(token, applied.index), None, "resolved twice");
@@ -205,21 +279,38 @@ impl World {
     pub fn sync(&mut self, id: NodeId) {
         let machine = self.machines.get_mut(&id).unwrap();
         while let Some(persist) = machine.unsynced.pop_front() {
-            let Persist { number, entries, hard_state, sync } = persist;
-            let group = APPLICATION_GROUP;
-            let write = GroupWrite { group, entries, hard_state, ..Default::default() };
+            let (number, sync, name) = (persist.number, persist.sync, persist.snapshot);
+            let write = persist.into_write();
             machine.state.apply(&write).unwrap();
             machine.disk.writer.write(Batch { groups: vec![write], node_records: vec![], sync }).unwrap();
             machine.engine.handle_persisted(number);
+            if let Some(name) = name {
+                machine.engine.handle_recorded(name);
+            }
         }
     }
 
     fn deliver(&mut self, from: NodeId, to: NodeId, packet: Packet) {
-        if self.cut.contains(&(from, to)) {
-            return;
+        if !self.cut.contains(&(from, to)) {
+            self.deliver_anyway(from, to, packet);
+        }
+    }
+
+    /// It was on its way before the cut.
+    fn deliver_anyway(&mut self, from: NodeId, to: NodeId, packet: Packet) {
+        if let Packet::Snapshot(name, message) = packet {
+            let file = self.machines[&from].files[&name].clone();
+            let machine = self.machine(to);
+            let meta = snapshot::Meta::decode(&file.0).unwrap();
+            machine.files.insert(name, file);
+            if let Err(refused) = machine.engine.handle_snapshot(from, *message, name, meta) {
+                machine.refused.push(refused);
+            }
+            return self.machine(from).engine.handle_snapshot_sent(to, true);
         }
         let Some(machine) = self.machines.get_mut(&to) else { return };
         match packet {
+            Packet::Snapshot(..) => {}
             Packet::Raft(message) => {
                 if let Err(refused) = machine.engine.handle_message(from, *message) {
                     machine.refused.push(refused);
@@ -249,6 +340,27 @@ impl World {
             }
         }
         panic!("the cluster does not come to rest");
+    }
+
+    /// Everybody ticks once, and snapshots for `id` are held back in `held`.
+    pub fn tick_without(&mut self, id: NodeId, held: &mut Vec<(NodeId, NodeId, Packet)>) {
+        self.now.boottime_ns += 25_000_000;
+        for machine in self.machines.values_mut() {
+            machine.engine.handle_tick();
+        }
+        for _ in 0..20 {
+            for machine in self.machines.keys().copied().collect::<Vec<_>>() {
+                self.poll(machine);
+                self.sync(machine);
+                self.poll(machine);
+            }
+            for (from, to, packet) in std::mem::take(&mut self.network) {
+                match packet {
+                    Packet::Snapshot(..) if to == id => held.push((from, to, packet)),
+                    packet => self.deliver(from, to, packet),
+                }
+            }
+        }
     }
 
     /// Everybody ticks `count` times.
@@ -281,9 +393,18 @@ impl World {
 
     /// kill -9 and a new start: what was not written is gone, the log is not.
     pub fn restart(&mut self, id: NodeId) {
+        self.restart_with(id, None);
+    }
+
+    /// The same, with an application that holds its state durably through `durable`.
+    pub fn restart_with(&mut self, id: NodeId, durable: Option<(u64, u64)>) {
         let old = self.machines.remove(&id).unwrap();
         let boot = self.boots.entry(id).and_modify(|boot| *boot += 1).or_default();
-        let mut machine = machine(&settings(id, *boot, &self.members), old.state, old.disk, false);
+        let settings = Settings { snapshots: self.policy, ..settings(id, *boot, &self.members) };
+        let mut machine = machine_with(&settings, old.state, old.disk, old.files, false, durable);
+        if durable.is_some() {
+            machine.applied = old.applied;
+        }
         for peer in self.members.iter().filter(|peer| **peer != id) {
             machine.engine.handle_route(*peer);
         }
@@ -308,4 +429,9 @@ impl World {
         assert!(first.is_sorted_by_key(|(_, _, stamp)| *stamp), "replicated time ran back");
         first.iter().map(|(_, payload, _)| payload.clone()).collect()
     }
+}
+
+/// A log, and nothing beside it.
+pub(super) fn opening(state: GroupState) -> Opening {
+    Opening { state, snapshot: None, durable: None, is_fresh: false }
 }

@@ -24,9 +24,10 @@ impl Checker for Acknowledged {
     fn see(&mut self, scene: &Scene, event: &Event) -> Verdict {
         let machine = scene.machine;
         match event {
-            Event::Started { .. } => {
+            // What an application holds, from before or out of a snapshot, is compared with the others' (replicas agree).
+            Event::Started { application: index, .. } | Event::Restored { index } => {
                 self.fresh.remove(&machine);
-                self.cursors.insert(machine, 0);
+                self.cursors.insert(machine, *index);
             }
             Event::Applied { applied } => {
                 if let Some((call, _)) = decode(applied.command.payload()) {

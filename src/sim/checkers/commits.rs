@@ -19,8 +19,8 @@ impl Checker for Commits {
 
     fn see(&mut self, scene: &Scene, event: &Event) -> Verdict {
         match event {
-            Event::Started { .. } => {
-                self.through.insert(scene.machine, 0);
+            Event::Started { application: index, .. } | Event::Restored { index } => {
+                self.through.insert(scene.machine, *index);
             }
             Event::Applied { applied } => {
                 self.applied.insert(applied.index, hash_of(applied.command.as_bytes()));

@@ -33,7 +33,7 @@ impl Checker for Matching {
 
     fn see(&mut self, scene: &Scene, event: &Event) -> Verdict {
         match event {
-            Event::Started { log } => {
+            Event::Started { log, .. } => {
                 // What is on a disk begins where logs begin, and has no gaps.
                 let gap = log.windows(2).find(|pair| pair[1].index != pair[0].index + 1);
                 if let Some(pair) = gap {

@@ -26,8 +26,14 @@ impl Checker for Safety {
     fn see(&mut self, scene: &Scene, event: &Event) -> Verdict {
         let (cursor, last) = self.cursors.get(&scene.machine).copied().unwrap_or((BOOTSTRAP.0, 0));
         match event {
-            Event::Started { .. } => {
-                self.cursors.insert(scene.machine, (BOOTSTRAP.0, 0));
+            Event::Started { application, .. } => {
+                self.cursors.insert(scene.machine, (*application, 0));
+            }
+            Event::Restored { index } => {
+                if *index < cursor {
+                    return Err(format!("its application went back from {cursor} to the snapshot at {index}"));
+                }
+                self.cursors.insert(scene.machine, (*index, 0));
             }
             Event::Applied { applied } => {
                 if applied.index <= last || applied.index <= cursor {
@@ -50,7 +56,7 @@ impl Checker for Safety {
                 }
                 self.cursors.insert(scene.machine, (*through, last));
                 let Some(link) = scene.logs.at(scene.machine, *through) else {
-                    return if *through == BOOTSTRAP.0 {
+                    return if *through < scene.logs.first(scene.machine).max(BOOTSTRAP.0 + 1) {
                         Ok(())
                     } else {
                         Err(format!("it applied beyond its log: {through}"))

@@ -16,7 +16,7 @@ impl Checker for Time {
 
     fn see(&mut self, scene: &Scene, event: &Event) -> Verdict {
         match event {
-            Event::Started { .. } => {
+            Event::Started { .. } | Event::Restored { .. } => {
                 self.0.insert(scene.machine, 0);
             }
             Event::Applied { applied } => {

@@ -69,7 +69,7 @@ struct Shared {
     torn: Mutex<BTreeMap<(Queue, u64), (u64, bool)>>,
     #[cfg(test)]
     faults: Mutex<Faults>,
-    #[cfg(feature = "sim")]
+    #[cfg(feature = "mutants")]
     power: super::power::Power,
 }
 
@@ -131,7 +131,7 @@ impl LogFiles {
             torn: Mutex::new(BTreeMap::new()),
             #[cfg(test)]
             faults: Mutex::default(),
-            #[cfg(feature = "sim")]
+            #[cfg(feature = "mutants")]
             power: super::power::Power::default(),
         }))
     }
@@ -223,7 +223,7 @@ impl LogFiles {
     }
 
     /// What was not synced.
-    #[cfg(feature = "sim")]
+    #[cfg(feature = "mutants")]
     pub fn power(&self) -> super::power::Power {
         self.0.power.clone()
     }
@@ -353,7 +353,7 @@ impl Inner {
             self.make("write", |inner| {
                 #[cfg(test)]
                 inner.shared.fail_write(&inner.file, at, bytes)?;
-                #[cfg(feature = "sim")]
+                #[cfg(feature = "mutants")]
                 inner.shared.power.note(&inner.path, &inner.file, at, bytes)?;
                 inner.file.write_all_at(bytes, at)
             })?;
@@ -377,7 +377,7 @@ impl Inner {
             inner.shared.fail_sync()?;
             inner.file.sync_data()
         });
-        #[cfg(feature = "sim")]
+        #[cfg(feature = "mutants")]
         if synced.is_ok() {
             self.shared.power.synced(&self.path);
         }

@@ -1,0 +1,207 @@
+//! When a snapshot is taken, which one counts, and who waits for it.
+//!
+//! One is taken at a time. Its place is a marker in the apply queue ([`super::applier::Marker`]); the world outside
+//! writes the file, and what it says of the end comes back through [`super::Engine::handle_captured`]. The log is
+//! compacted behind a snapshot that is on the disk, except for a trail for followers that are a little behind.
+
+use raft::eraftpb::ConfState;
+
+use super::snapshot::Meta;
+use super::{Failure, Token};
+use crate::storage::snapshot::SnapshotName;
+
+/// When snapshots are taken, and what stays of the log.
+#[derive(Clone, Copy, Debug)]
+pub struct SnapshotPolicy {
+    /// The application can show its state.
+    pub possible: bool,
+    /// Taken when so many entries were applied since the last.
+    pub entries: u64,
+    /// Or so many bytes of commands.
+    pub bytes: u64,
+    /// Entries that stay in the log behind it.
+    pub trail: u64,
+}
+
+/// A call that waits for a snapshot.
+#[derive(Clone, Copy, Debug)]
+struct Waiter {
+    token: Token,
+    /// Of the state here, or later.
+    index: u64,
+    deadline_ns: u64,
+}
+
+/// Ticks after a failed snapshot until the next one is tried because somebody needs it.
+const REST_TICKS: u64 = 40;
+
+/// Snapshots of one group.
+pub struct Snapshots {
+    policy: SnapshotPolicy,
+    /// The newest whole one on this node's disk, and who votes and learns there.
+    newest: Option<(SnapshotName, ConfState)>,
+    /// The newest that the log names durably.
+    recorded: Option<SnapshotName>,
+    /// The place of the one that is being taken, and who votes and learns there.
+    under_way: Option<(u64, ConfState)>,
+    /// Index, and bytes applied, when the last one was asked for.
+    since: (u64, u64),
+    waiters: Vec<Waiter>,
+    next_deadline_ns: u64,
+    /// A follower needs one, and there is none that would help it.
+    pub is_wanted: bool,
+    ticks: u64,
+    rests_until: u64,
+    /// Received whole, and on its way through raft-rs.
+    pub arrived: Option<(SnapshotName, Meta)>,
+}
+
+impl Snapshots {
+    /// Goes on from what the log names, or from where it begins.
+    pub fn new(policy: SnapshotPolicy, begin: u64, newest: Option<(SnapshotName, ConfState)>) -> Self {
+        let since = newest.as_ref().map_or(begin, |(name, _)| name.index);
+        Self {
+            policy,
+            recorded: newest.as_ref().map(|(name, _)| *name),
+            newest,
+            under_way: None,
+            since: (since, 0),
+            waiters: Vec::new(),
+            next_deadline_ns: u64::MAX,
+            is_wanted: false,
+            ticks: 0,
+            rests_until: 0,
+            arrived: None,
+        }
+    }
+
+    /// The newest whole one, and its members.
+    pub fn newest(&self) -> Option<&(SnapshotName, ConfState)> {
+        self.newest.as_ref()
+    }
+
+    /// Files that must not be removed.
+    pub fn in_use(&self) -> Vec<SnapshotName> {
+        let newest = self.newest.as_ref().map(|(name, _)| *name);
+        let arrived = self.arrived.as_ref().map(|(name, _)| *name);
+        newest.into_iter().chain(self.recorded).chain(arrived).collect()
+    }
+
+    /// How many entries stay in the log.
+    pub fn trail(&self) -> u64 {
+        self.policy.trail
+    }
+
+    /// A tick has passed.
+    pub fn tick(&mut self) {
+        self.ticks += 1;
+    }
+
+    /// A call of the application for a snapshot of its state at `index`, or later.
+    /// `Err` answers it at once.
+    pub fn ask(&mut self, token: Token, index: u64, deadline_ns: u64) -> Result<(), Result<u64, Failure>> {
+        if !self.policy.possible {
+            let reason = "the state machine has no snapshot(): define it together with restore()".into();
+            return Err(Err(Failure::Snapshot { reason }));
+        }
+        if let Some(recorded) = self.recorded.filter(|recorded| recorded.index >= index) {
+            return Err(Ok(recorded.index));
+        }
+        self.waiters.push(Waiter { token, index, deadline_ns });
+        self.next_deadline_ns = self.next_deadline_ns.min(deadline_ns);
+        Ok(())
+    }
+
+    /// Whether one should be taken at `applied`, where `bytes` were applied in all.
+    pub fn is_due(&self, applied: u64, bytes: u64) -> bool {
+        if !self.policy.possible
+            || self.under_way.is_some()
+            || applied <= self.newest.as_ref().map_or(1, |(name, _)| name.index)
+        {
+            return false;
+        }
+        let (since, bytes_since) = self.since;
+        let enough = applied.saturating_sub(since) >= self.policy.entries
+            || bytes.saturating_sub(bytes_since) >= self.policy.bytes;
+        let needed = self.is_wanted || self.waiters.iter().any(|waiter| waiter.index <= applied);
+        enough || (needed && self.ticks >= self.rests_until)
+    }
+
+    /// One is to be taken at `applied`.
+    pub fn begin(&mut self, applied: u64, bytes: u64, conf_state: ConfState) {
+        self.since = (applied, bytes);
+        self.is_wanted = false;
+        self.under_way = Some((applied, conf_state));
+    }
+
+    /// It is whole. `false` if a newer one is there already.
+    pub fn taken(&mut self, name: SnapshotName) -> bool {
+        let Some((_, conf_state)) = self.under_way.take_if(|(index, _)| *index == name.index) else { return false };
+        let is_newer = self.newest.as_ref().is_none_or(|(newest, _)| newest.index < name.index);
+        if is_newer {
+            self.newest = Some((name, conf_state));
+        }
+        is_newer
+    }
+
+    /// It could not be taken. Returns who waited for it.
+    pub fn failed(&mut self, index: u64) -> Vec<Token> {
+        if self.under_way.take_if(|(at, _)| *at == index).is_none() {
+            return Vec::new();
+        }
+        self.rests_until = self.ticks + REST_TICKS;
+        self.answer(index)
+    }
+
+    /// One of another node takes the place of everything, that which is being taken included.
+    pub fn installed(&mut self, name: SnapshotName, conf_state: ConfState, bytes: u64) {
+        self.newest = Some((name, conf_state));
+        self.under_way = None;
+        self.since = (name.index, bytes);
+    }
+
+    /// The log names this one durably. Returns who waited for it.
+    pub fn recorded(&mut self, name: SnapshotName) -> Vec<Token> {
+        self.recorded = Some(name);
+        self.answer(name.index)
+    }
+
+    fn answer(&mut self, index: u64) -> Vec<Token> {
+        let answered = self.waiters.iter().filter(|waiter| waiter.index <= index).map(|waiter| waiter.token).collect();
+        self.waiters.retain(|waiter| waiter.index > index);
+        answered
+    }
+
+    /// The earliest moment at which [`Self::expire`] has something to do, or `u64::MAX`.
+    pub fn next_deadline_ns(&self) -> u64 {
+        self.next_deadline_ns
+    }
+
+    /// Gives up calls whose deadline has passed.
+    pub fn expire(&mut self, now_ns: u64, failed: &mut impl FnMut(Token, Failure)) {
+        if now_ns < self.next_deadline_ns {
+            return;
+        }
+        self.waiters.retain(|waiter| {
+            let late = waiter.deadline_ns <= now_ns;
+            if late {
+                let reason = "the snapshot was not ready in time; it is still being taken".into();
+                failed(waiter.token, Failure::Snapshot { reason });
+            }
+            !late
+        });
+        self.next_deadline_ns = self.waiters.iter().map(|waiter| waiter.deadline_ns).min().unwrap_or(u64::MAX);
+    }
+
+    /// The node closes.
+    pub fn close(&mut self, failed: &mut impl FnMut(Token, Failure)) {
+        for waiter in self.waiters.drain(..) {
+            failed(waiter.token, Failure::Closed);
+        }
+    }
+
+    /// Nobody waits.
+    pub fn is_idle(&self) -> bool {
+        self.waiters.is_empty()
+    }
+}
