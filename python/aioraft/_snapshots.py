@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import inspect
 import io
 import logging
 import threading
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ._errors import shown
@@ -34,6 +33,8 @@ SnapshotData: TypeAlias = Chunk | Iterable[Chunk] | Callable[[], Chunk | Iterabl
 _SLICE_S = 0.001
 """How long an iterable is pulled before other tasks get their turn, unless a single chunk takes longer."""
 
+_CHUNK = (bytes, bytearray, memoryview)
+
 _PASSED_ON = (KeyboardInterrupt, SystemExit)
 """The loop's to handle, as from any of its callbacks."""
 
@@ -44,11 +45,11 @@ def take(core: Core, machine: StateMachine[Any], capture: Capture) -> None:
     """Ask `machine` for its snapshot, and see to it that `capture` gets it. Raises what ends the program only."""
     loop = asyncio.get_running_loop()
     try:
-        returned: object = machine.snapshot()
-        if callable(returned) and not isinstance(returned, Iterable):
-            _start_thread(capture, returned)
-        elif isinstance(returned, Chunk):
+        returned: Any = machine.snapshot()
+        if _is(returned, *_CHUNK):
             _write_value(capture, returned)
+        elif callable(returned) and not _is(returned, Iterable):
+            _start_thread(capture, returned)
         else:
             _Pump(core, capture, _as_iterator(returned), loop).start()
     except BaseException as error:
@@ -109,8 +110,8 @@ def _start_thread(capture: Capture, serialise: Callable[[], object]) -> None:
 def _serialise(capture: Capture, serialise: Callable[[], object]) -> None:
     """Run in a thread of its own, to its end or to that of `capture`."""
     try:
-        returned = serialise()
-        if isinstance(returned, Chunk):
+        returned: Any = serialise()
+        if _is(returned, *_CHUNK):
             _write_value(capture, returned)
             return
         chunks = _as_iterator(returned)
@@ -132,13 +133,13 @@ def _write_value(capture: Capture, value: Chunk) -> None:
     capture.finish()
 
 
-def _as_iterator(returned: object) -> Iterator[object]:
+def _as_iterator(returned: Any) -> Iterator[object]:
     """Iterate over `returned`, unless it is of a type that is surely a mistake."""
-    if isinstance(returned, Iterable) and not isinstance(returned, (str, Mapping)):
+    if _is(returned, Iterable) and not _is(returned, str, Mapping):
         return iter(returned)
-    if inspect.iscoroutine(returned):
+    if _is(returned, Coroutine):
         returned.close()  # nobody will await it
-    if isinstance(returned, (Awaitable, AsyncIterable)):
+    if _is(returned, Awaitable, AsyncIterable):
         raise TypeError(f"snapshot() returned {shown(returned)}, which nobody awaits: make it plain, not async")
     raise TypeError(
         f"snapshot() returned {shown(returned)}: it must be bytes (such as json.dumps(...).encode()), an iterable of "
@@ -146,12 +147,17 @@ def _as_iterator(returned: object) -> Iterator[object]:
     )
 
 
-def _as_bytes(chunk: object) -> bytes:
+def _as_bytes(chunk: Any) -> bytes:
     if type(chunk) is bytes:
         return chunk
-    if isinstance(chunk, Chunk):
+    if _is(chunk, *_CHUNK):
         return bytes(chunk)
     raise TypeError(f"a chunk of snapshot() is {shown(chunk)}: it must be bytes, a bytearray or a memoryview")
+
+
+def _is(value: object, *kinds: type) -> bool:
+    """As isinstance, of values of which type checkers are to know no more than before."""
+    return isinstance(value, kinds)
 
 
 def _fail(capture: Capture, error: BaseException) -> None:

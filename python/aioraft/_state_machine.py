@@ -6,7 +6,7 @@ import abc
 import inspect
 import weakref
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from ._core import Entry
 from ._errors import ConfigError, FatalError, shown
@@ -138,20 +138,24 @@ def has_snapshot(machine: StateMachine[Any]) -> bool:
 def ask_durable(machine: StateMachine[Any]) -> tuple[int, int] | None:
     """Return what `durable_applied` says; raises `FatalError` from what it raises, `ConfigError` for a wrong answer."""
     try:
-        answer: Any = machine.durable_applied()
+        answer = machine.durable_applied()
     except Exception as error:
         raise FatalError(
             f"durable_applied raised {shown(error)}, so the node has not started: see the cause"
         ) from error
-    if answer is None:
-        return None
-    if isinstance(answer, tuple):
-        numbers = cast(tuple[Any, ...], answer)
-        if len(numbers) == 2 and all(type(number) is int and 0 < number < 2**64 for number in numbers):
-            return numbers
+    if answer is None or _is_position(answer):
+        return answer
     raise ConfigError(
         f"durable_applied() returned {shown(answer)}: it must be the (index, term) of an entry that was applied, or "
         "None if there is none yet"
+    )
+
+
+def _is_position(answer: Any) -> bool:
+    return (
+        answer.__class__ is tuple
+        and len(answer) == 2
+        and all(type(number) is int and 0 < number < 2**64 for number in answer)
     )
 
 

@@ -6,7 +6,61 @@ from asyncio import AbstractEventLoop, Future
 from collections.abc import Iterable
 from typing import Any, Final, final
 
-__all__ = ["Core", "Entry", "Faults"]
+__all__ = ["Capture", "Chunks", "Core", "Entry", "Faults"]
+
+@final
+class Capture:
+    """
+    A snapshot that the application is asked for. Private: see `aioraft._snapshots`.
+
+    May be used from any thread of its process. What is written after the snapshot has failed, or its node has ended,
+    goes nowhere. Dropped unfinished, it fails.
+    """
+    def fail(self, /, reason: "str") -> None:
+        """
+        There is no snapshot, or no more of it: `reason` is a clause for `SnapshotError`.
+        """
+    def finish(self, /) -> None:
+        """
+        That was the last chunk.
+        """
+    @property
+    def index(self, /) -> int:
+        """
+        The snapshot is to be of the state as of this index.
+        """
+    @property
+    def is_over(self, /) -> bool:
+        """
+        Whether nothing is wanted any more: it was finished, it has failed, or its node has ended.
+        """
+    def open(self, /, *, chunked: "bool") -> None:
+        """
+        Say what comes: chunks whose boundaries count, or a single value, in however many parts. Once, before the first.
+        """
+    def wait_room(self, /) -> None:
+        """
+        Block until there is room, without the GIL. For other threads than the event loop's.
+        """
+    def write(self, /, chunk: bytes) -> bool:
+        """
+        Hand over a chunk, which is kept alive and not copied. Never blocks; False if there is no room for more, so that
+        `Core.wait_capture_room` or `wait_room` should come first.
+        """
+
+@final
+class Chunks:
+    """
+    The chunks of a snapshot, read one at a time as they are asked for. Private: see `aioraft._snapshots`.
+    """
+    def __iter__(self, /) -> Chunks:
+        """
+        Itself.
+        """
+    def __next__(self, /) -> bytes:
+        """
+        The next chunk. Raises `FatalError` if the file is damaged, and ValueError once `restore` has returned.
+        """
 
 @final
 class Core:
@@ -23,10 +77,11 @@ class Core:
 
     `listen` is "host:port", or the file descriptor of a bound TCP socket, which is duplicated. `config` has the
     attributes of `aioraft.Config`. With `batch` the entries go to `state_machine.apply_batch`, 256 at most in a call.
+    With `snapshots` the state machine is asked for them; `durable_applied` is what it says by its method of that name.
     With `echo` there is no Raft and no cluster: what is proposed to a single member is applied at once, and several
     members never have a majority; it is there to measure and to test the way between asyncio and the driver.
     """
-    def __new__(cls, /, *, loop: AbstractEventLoop, node_id: "int", members: "dict[int, str]", cluster: "str", data_dir: "str | None", listen: "str | int", advertise: "str | None", config: Any, state_machine: Any, batch: "bool" = False, echo: "bool" = False, faults: "Faults | None" = None) -> Core: ...
+    def __new__(cls, /, *, loop: AbstractEventLoop, node_id: "int", members: "dict[int, str]", cluster: "str", data_dir: "str | None", listen: "str | int", advertise: "str | None", config: Any, state_machine: Any, batch: "bool" = False, snapshots: "bool" = False, durable_applied: "tuple[int, int] | None" = None, echo: "bool" = False, faults: "Faults | None" = None) -> Core: ...
     def _drain(self, /) -> None:
         """
         Called by the loop when the driver has something to say.
@@ -89,6 +144,13 @@ class Core:
         with the index read at, or fails with `ReadTimeoutError`. `timeout` is in seconds; None waits for ever. Raises
         `ReentrantCallError` inside `apply`.
         """
+    def snapshot(self, /, timeout: "float | None") -> Future[int]:
+        """
+        Take a snapshot, or wait for the one that is being taken. The future resolves with its index once it is durable,
+        or fails with `SnapshotError` or `SnapshotTimeoutError`. `timeout` is in seconds; None waits for ever. Raises
+        `SnapshotError` if the state machine has none, `ReentrantCallError` inside `apply`. Cancelling stops the waiting,
+        not the snapshot.
+        """
     def start(self, /) -> Future[str]:
         """
         Start the driver. The future resolves with the bound "host:port" once the node listens, or fails with
@@ -111,6 +173,10 @@ class Core:
     def wait_applied(self, /, beyond: "int") -> Future[None]:
         """
         Wait until `applied` is greater than `beyond`: a future.
+        """
+    def wait_capture_room(self, /, capture: Capture) -> Future[None]:
+        """
+        Wait until `capture` has room for a chunk, or is over: a future, which never fails.
         """
     def wait_leadership(self, /, version: "int") -> Future[None]:
         """

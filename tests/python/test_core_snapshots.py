@@ -516,7 +516,7 @@ async def test_everybody_notices_that_the_cursor_has_jumped(tmp_path: pathlib.Pa
     starting = core.start()
     reader = Commits(core, 0)
     reading = asyncio.ensure_future(anext(reader))
-    waits = [core.wait_applied(0), core.wait_applied(4), core.read_barrier(None)]
+    waits: list[asyncio.Future[Any]] = [core.wait_applied(0), core.wait_applied(4), core.read_barrier(None)]
     await asyncio.wait([starting, *waits])
     assert waits[2].result() == 5
     error = await outcome(reading)
