@@ -73,6 +73,20 @@ pub enum Mutant {
     InstallBeginsNoTerm,
     /// A snapshot is restored without the session table in it.
     SnapshotWithoutSessions,
+    /// A snapshot forgets which entries of the log behind it were skipped (rule C5).
+    SnapshotWithoutSkipped,
+    /// A log is compacted, and nothing names the snapshot that stands for it (rule D1).
+    NamelessSnapshot,
+    /// A log is never compacted.
+    NeverCompact,
+    /// What a snapshot was to replace stays in the log (rule D1).
+    KeepStaleSuffix,
+    /// An install forgets whom the node voted for (rule D1).
+    LoseVoteAtInstall,
+    /// The application is given a snapshot before it is installed durably (rule D1).
+    RestoreTooEarly,
+    /// A state machine that is durable itself is handed what it has once more (rule D2).
+    IgnoreDurable,
     /// A snapshot holds the sessions as of when it is taken, not as of its index (rule C2).
     SessionsLaterThanCapture,
 }
@@ -80,7 +94,7 @@ pub enum Mutant {
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 41] = [
         Self::AcknowledgeBeforeFsync,
         Self::AnswerEmptyReadyAtOnce,
         Self::ConfirmOneTooMany,
@@ -111,6 +125,17 @@ impl Mutant {
         Self::AdmitUnknownEntries,
         Self::AdmitStaleReject,
         Self::AdmitProposals,
+        Self::CampaignDuringInstall,
+        Self::InstallBeginsNoTerm,
+        Self::SnapshotWithoutSessions,
+        Self::SnapshotWithoutSkipped,
+        Self::NamelessSnapshot,
+        Self::NeverCompact,
+        Self::KeepStaleSuffix,
+        Self::LoseVoteAtInstall,
+        Self::RestoreTooEarly,
+        Self::IgnoreDurable,
+        Self::SessionsLaterThanCapture,
     ];
 }
 

@@ -17,6 +17,8 @@ pub struct Sizes {
     pub largest_fresh: usize,
     /// Bytes of durable entries in the cache.
     pub cached_bytes: usize,
+    /// Entries in the log that the application has applied.
+    pub kept_entries: u64,
 }
 
 /// A number that depends on every part of a state, and is the same in every run.
@@ -42,6 +44,7 @@ impl Engine {
             largest_fresh,
             proposals: proposals.len(),
             cached_bytes: self.raw.store().durable_cached_bytes(),
+            kept_entries: self.kept_entries(),
         }
     }
 }

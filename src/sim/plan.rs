@@ -156,7 +156,7 @@ impl Plan {
     /// Disks that are lost and peers that lie are the engine's affair.
     pub fn for_guest(seed: u64, nodes: usize) -> Self {
         let mut plan = Self::of(seed, Some(nodes));
-        (plan.files, plan.padding) = (false, 0);
+        (plan.files, plan.padding, plan.takes_snapshots, plan.keeps_state) = (false, 0, false, false);
         plan.tuning.max_entry_bytes = (GUEST_BYTES_MAX + objects::LEN) as u64;
         plan.faults.retain(|scheduled| match scheduled.fault {
             Fault::Wipe { .. } | Fault::RollBack { .. } | Fault::Clone { .. } => false,

@@ -90,7 +90,7 @@ impl Checkers {
             Box::<time::Time>::default(),
             Box::<digests::Digests>::default(),
             Box::<commits::Commits>::default(),
-            Box::new(bounds::Bounds::new(&plan.tuning)),
+            Box::new(bounds::Bounds::new(&plan.tuning, plan.takes_snapshots)),
             Box::<awaits::Awaits>::default(),
             Box::new(recovery::Recovery::new(plan.nodes)),
             Box::<linearizability::Linearizability>::default(),
