@@ -310,7 +310,10 @@ impl World {
             Lie::StaleReject => {
                 let matched = status.peers.iter().find(|(id, _)| *id == sender).and_then(|(_, progress)| *progress);
                 message.index = matched.map_or(0, |progress| progress.matched);
+                message.reject_hint = self.rng.u64(0..=message.index);
                 message.reject = true;
+                // raft-rs probes on a new connection, and believes a reject only while it does.
+                process.occurred.push(Occurred::Rerouted(sender));
                 MessageType::MsgAppendResponse
             }
             Lie::EmptyProposal | Lie::OldCommand => MessageType::MsgPropose,

@@ -95,9 +95,20 @@ pub enum Fault {
     WrongMembers { target: Target, fewer: bool, down: Time },
 }
 
+/// What the time of a fault counts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Since {
+    /// The world's beginning.
+    Beginning,
+    /// The moment at which so many stages of the formation have become durable, over all nodes.
+    Stage(u32),
+}
+
 /// A fault and its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scheduled {
+    /// Counted from.
+    pub since: Since,
     /// When it begins.
     pub at: Time,
     /// What.
@@ -106,7 +117,11 @@ pub struct Scheduled {
 
 impl std::fmt::Display for Scheduled {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:>9.3} s  {:?}", self.at as f64 / SECOND as f64, self.fault)
+        let at = self.at as f64 / SECOND as f64;
+        match self.since {
+            Since::Beginning => write!(f, "{at:>9.3} s  {:?}", self.fault),
+            Since::Stage(stage) => write!(f, "{at:>9.3} s after stage {stage} of the formation  {:?}", self.fault),
+        }
     }
 }
 
@@ -137,9 +152,29 @@ pub struct Plan {
     pub faults: Vec<Scheduled>,
 }
 
+/// How plans are drawn today. Whoever draws something new counts it up, and draws it from a generator of its own: a seed
+/// of the corpus goes on standing for the plan with which it failed.
+pub const EDITION: u32 = 2;
+
 impl Plan {
     /// What `seed` stands for.
     pub fn new(seed: u64) -> Self {
+        Self::of_edition(seed, EDITION)
+    }
+
+    /// What `seed` stood for when plans were drawn in this way.
+    pub fn of_edition(seed: u64, edition: u32) -> Self {
+        let mut plan = Self::first_edition(seed);
+        let mut rng = Rng::with_seed(seed ^ 0x5eed_0000_0000_0002);
+        if edition >= 2 && rng.u32(0..8) == 0 {
+            plan.nodes = *pick(&mut rng, &[3, 3, 5]);
+            plan.faults =
+                if rng.u32(0..3) == 0 { torn_birth(&mut rng, plan.nodes) } else { split_birth(&mut rng, plan.nodes) };
+        }
+        plan
+    }
+
+    fn first_edition(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
         let nodes = *pick(&mut rng, &[3, 3, 5, 5, 5, 4, 7]);
         let tuning = tuning(&mut rng);
@@ -199,10 +234,14 @@ fn faults(rng: &mut Rng, nodes: usize) -> Vec<Scheduled> {
     for _ in 0..count {
         let at = rng.u64(begin..HEALED - SECOND);
         let kind = kinds[rng.usize(0..kinds.len())];
-        faults.push(Scheduled { at, fault: fault(rng, kind, nodes, at) });
+        faults.push(scheduled(at, fault(rng, kind, nodes, at)));
     }
     faults.sort_by_key(|scheduled| scheduled.at);
     faults
+}
+
+fn scheduled(at: Time, fault: Fault) -> Scheduled {
+    Scheduled { since: Since::Beginning, at, fault }
 }
 
 /// Disks are lost and connections cut while the cluster forms (rule M1).
@@ -212,13 +251,44 @@ fn troubled_birth(rng: &mut Rng, nodes: usize) -> Vec<Scheduled> {
         let (from, lasts) = (rng.usize(0..nodes), rng.u64(0..8 * SECOND));
         let to = (from + rng.usize(1..nodes)) % nodes;
         let fault = Fault::Cut { from, to, one_way: rng.u32(0..3) == 0, lasts };
-        faults.push(Scheduled { at: rng.u64(0..SECOND), fault });
+        faults.push(scheduled(rng.u64(0..SECOND), fault));
     }
     for _ in 0..rng.usize(1..4) {
         let (at, kind) = (rng.u64(0..6 * SECOND), *pick(rng, &[0, 2, 11, 15, 15, 15]));
-        faults.push(Scheduled { at, fault: fault(rng, kind, nodes, at) });
+        faults.push(scheduled(at, fault(rng, kind, nodes, at)));
     }
     faults.sort_by_key(|scheduled| scheduled.at);
+    faults
+}
+
+/// Nodes crash, and lose their disks or each other, between two steps of the formation (rule M1).
+fn torn_birth(rng: &mut Rng, nodes: usize) -> Vec<Scheduled> {
+    let upset = |rng: &mut Rng| {
+        let (since, kind) = (Since::Stage(rng.u32(1..=2 * nodes as u32)), *pick(rng, &[0, 2, 6, 8, 11, 15]));
+        Scheduled { since, at: rng.u64(0..50) * MS, fault: fault(rng, kind, nodes, 0) }
+    };
+    (0..rng.usize(1..6)).map(|_| upset(rng)).collect()
+}
+
+/// The members meet, all but one and some latecomers of a minority. When the first node has stored who the members are,
+/// the latecomers are cut off from the others; the one loses its disk, and what comes in its place meets the latecomers.
+/// If a node acted as soon as it had met everybody, both sides could be a cluster (`engine::formation`).
+fn split_birth(rng: &mut Rng, nodes: usize) -> Vec<Scheduled> {
+    let mut others = (0..nodes).collect::<Vec<_>>();
+    rng.shuffle(&mut others);
+    let lost = others.swap_remove(0);
+    let (latecomers, early) = others.split_at((nodes - 1) / 2);
+    let mut faults = Vec::new();
+    let until_met = rng.u64(1000..2500) * MS;
+    for &late in latecomers {
+        faults.push(scheduled(0, Fault::Cut { from: lost, to: late, one_way: false, lasts: until_met }));
+        for &from in early {
+            let fault = Fault::Cut { from, to: late, one_way: false, lasts: rng.u64(2000..8000) * MS };
+            faults.push(Scheduled { since: Since::Stage(1), at: 0, fault });
+        }
+    }
+    let fault = Fault::Wipe { target: Target::Machine(lost), down: rng.u64(1..300) * MS };
+    faults.push(Scheduled { since: Since::Stage(1), at: rng.u64(200..1500) * MS, fault });
     faults
 }
 
