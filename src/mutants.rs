@@ -39,12 +39,18 @@ pub enum Mutant {
     UnformedTakesPart,
     /// A node forms as soon as it has met everybody (rule M1).
     FormInOneStep,
+    /// A known node is let in with another data directory (rule M1).
+    AdmitWipedDisk,
+    /// A node is let in whatever is remembered of its data directory (rule S2).
+    AdmitOldCopy,
     /// Entries are applied when they are appended.
     ApplyBeforeCommit,
     /// A barrier stands at this node's own commit index (rule C6).
     BarrierWithoutReadIndex,
     /// A barrier joins a round that is under way (rule C6).
     JoinRoundUnderWay,
+    /// All rounds of reads have one context, which raft-rs merges (rule C6).
+    RepeatContext,
     /// A barrier does not wait for the application's cursor (rule C6).
     BarrierIgnoresCursor,
     /// A leader's clock begins at what it has applied, not at the end of its log (design decision 8).
@@ -67,12 +73,14 @@ pub enum Mutant {
     AdmitStaleReject,
     /// A peer's own proposals reach raft-rs.
     AdmitProposals,
+    /// A read request without a context reaches raft-rs.
+    AdmitEmptyRead,
 }
 
 #[cfg(feature = "sim")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 34] = [
         Self::AcknowledgeBeforeFsync,
         Self::AnswerEmptyReadyAtOnce,
         Self::ConfirmOneTooMany,
@@ -89,9 +97,12 @@ impl Mutant {
         Self::IgnoreDeadlines,
         Self::UnformedTakesPart,
         Self::FormInOneStep,
+        Self::AdmitWipedDisk,
+        Self::AdmitOldCopy,
         Self::ApplyBeforeCommit,
         Self::BarrierWithoutReadIndex,
         Self::JoinRoundUnderWay,
+        Self::RepeatContext,
         Self::BarrierIgnoresCursor,
         Self::StampFromApplied,
         Self::ForgetSkipped,
@@ -103,6 +114,7 @@ impl Mutant {
         Self::AdmitUnknownEntries,
         Self::AdmitStaleReject,
         Self::AdmitProposals,
+        Self::AdmitEmptyRead,
     ];
 }
 

@@ -277,7 +277,7 @@ impl World {
         // Half of the lies are meant for a leader.
         let to = match lie {
             Lie::UnknownEntries | Lie::StaleReject | Lie::OldCommand => self.resolve(Target::LeaderOr(to)),
-            Lie::Gap | Lie::LostLog | Lie::EmptyProposal => to,
+            Lie::Gap | Lie::LostLog | Lie::Empty => to,
         };
         let from = if from == to { (from + 1) % self.plan.nodes } else { from };
         let sender = self.machines[from].node;
@@ -316,12 +316,16 @@ impl World {
                 process.occurred.push(Occurred::Rerouted(sender));
                 MessageType::MsgAppendResponse
             }
-            Lie::EmptyProposal | Lie::OldCommand => MessageType::MsgPropose,
+            Lie::Empty if self.rng.bool() => {
+                message.term = 0;
+                MessageType::MsgReadIndex
+            }
+            Lie::Empty | Lie::OldCommand => MessageType::MsgPropose,
         };
         message.set_msg_type(kind);
         // Nobody but the leader sends these, and raft-rs panics when two of them do.
         let leads = status.leader == Some(process.id);
-        if leads == matches!(lie, Lie::UnknownEntries | Lie::StaleReject | Lie::EmptyProposal) {
+        if leads == matches!(lie, Lie::UnknownEntries | Lie::StaleReject | Lie::Empty) {
             process.occurred.push(Occurred::Arrived(sender, Packet::Raft(Box::new(message))));
             self.wake_soon(to);
         }

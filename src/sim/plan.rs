@@ -48,8 +48,8 @@ pub enum Lie {
     UnknownEntries,
     /// Rejects what was acknowledged.
     StaleReject,
-    /// Proposes nothing at all.
-    EmptyProposal,
+    /// Proposes nothing at all, or asks to read without saying who asks.
+    Empty,
     /// Forwards once more what was applied long ago.
     OldCommand,
 }
@@ -196,8 +196,7 @@ impl Plan {
     }
 }
 
-const LIES: [Lie; 6] =
-    [Lie::Gap, Lie::LostLog, Lie::UnknownEntries, Lie::StaleReject, Lie::EmptyProposal, Lie::OldCommand];
+const LIES: [Lie; 6] = [Lie::Gap, Lie::LostLog, Lie::UnknownEntries, Lie::StaleReject, Lie::Empty, Lie::OldCommand];
 
 fn pick<'a, T>(rng: &mut Rng, from: &'a [T]) -> &'a T {
     &from[rng.usize(0..from.len())]
