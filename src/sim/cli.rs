@@ -181,18 +181,23 @@ impl Figures {
         self.starts += other.starts;
         self.leaders += other.leaders;
         self.refused += other.refused;
+        self.lost += other.lost;
+        self.late += other.late;
+        self.repeated += other.repeated;
         self.worlds += 1;
     }
 }
 
 impl std::fmt::Display for Figures {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { happenings, calls, answered, applied, starts, leaders, refused, worlds } = self;
+        let Self { happenings, calls, answered, applied, starts, leaders, refused, lost, late, repeated, worlds } =
+            self;
         let hours = (worlds * END) as f64 / SECOND as f64 / 3600.0;
         write!(
             f,
             "{hours:.1} h of virtual time, {happenings} happenings, {calls} calls ({answered} answered), {applied} \
-             applied, {starts} starts, {leaders} leaders, {refused} connections refused"
+             applied, {starts} starts, {leaders} leaders, {refused} connections refused, {lost} packets \
+             lost, {late} late, {repeated} repeated"
         )
     }
 }

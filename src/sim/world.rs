@@ -101,6 +101,12 @@ pub struct Figures {
     pub leaders: u64,
     /// Connections that were refused.
     pub refused: u64,
+    /// Packets that were lost on a connection that went on.
+    pub lost: u64,
+    /// Packets that arrived behind one of the same sender that had left later, on a newer connection.
+    pub late: u64,
+    /// Packets that were sent once more on the next connection.
+    pub repeated: u64,
     /// Worlds that these figures are of, once they are added up.
     pub worlds: u64,
 }
