@@ -130,6 +130,8 @@ impl std::fmt::Display for Scheduled {
 pub struct Plan {
     /// The seed; the world draws everything else from it while it goes on.
     pub seed: u64,
+    /// How it was drawn.
+    pub edition: u32,
     /// Machines, each with one node.
     pub nodes: usize,
     /// The nodes' settings.
@@ -164,7 +166,7 @@ impl Plan {
 
     /// What `seed` stood for when plans were drawn in this way.
     pub fn of_edition(seed: u64, edition: u32) -> Self {
-        let mut plan = Self::first_edition(seed);
+        let mut plan = Self { edition, ..Self::first_edition(seed) };
         let mut rng = Rng::with_seed(seed ^ 0x5eed_0000_0000_0002);
         if edition >= 2 && rng.u32(0..8) == 0 {
             plan.nodes = *pick(&mut rng, &[3, 3, 5]);
@@ -182,6 +184,7 @@ impl Plan {
         let fsync_max = *pick(&mut rng, &[MS, 5 * MS, 30 * MS]);
         Self {
             seed,
+            edition: 1,
             nodes,
             tuning,
             clients: rng.usize(1..=3),
