@@ -1,5 +1,6 @@
 //! The faults of a plan begin and end.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use raft::eraftpb::{Entry, Message, MessageType};
@@ -207,6 +208,7 @@ impl World {
         };
         self.may_never_form |= !self.machines[..self.plan.nodes].iter().all(formed);
         self.kill(machine, down);
+        self.machines[machine].old = !matches!(copy, Copy::Empty);
         self.machines[machine].disk.replace(copy);
         self.machines[machine].out = true;
     }
@@ -245,10 +247,19 @@ impl World {
         })
     }
 
+    /// Whether the nodes that run from earlier copies stay a minority: they have forgotten each other's later starts, and a
+    /// majority of them would be a cluster as it was then.
+    fn may_run_copy(&self, machine: MachineId) -> bool {
+        let runs = |machine: &&Machine| machine.old && (machine.process.is_some() || machine.starts_at.is_some());
+        let mut nodes = self.machines.iter().filter(runs).map(|machine| machine.node).collect::<BTreeSet<_>>();
+        nodes.insert(self.machines[machine].node);
+        2 * nodes.len() < self.plan.nodes
+    }
+
     fn roll_back(&mut self, number: usize, target: Target, copied: u64, down: u64) {
         let machine = self.resolve_fixed(target);
         let Some((copy, boot)) = self.machines[machine].copies.remove(&copied) else { return };
-        if self.is_known_to_be_old(machine, boot) {
+        if self.is_known_to_be_old(machine, boot) && self.may_run_copy(machine) {
             self.trace.note(self.now, &[15, number as u64], || format!("machine {machine} is rolled back"));
             self.replace_disk(Target::Machine(machine), copy, down);
         }
@@ -257,13 +268,13 @@ impl World {
     fn run_clone(&mut self, number: usize, target: Target, copied: u64, lasts: u64) {
         let machine = self.resolve_fixed(target);
         let Some((copy, boot)) = self.machines[machine].copies.remove(&copied) else { return };
-        if !self.is_known_to_be_old(machine, boot) {
+        if !(self.is_known_to_be_old(machine, boot) && self.may_run_copy(machine)) {
             return;
         }
         let clock = Clock::new(&mut self.rng);
         let mut clone = Machine::new(self.machines[machine].node as NodeId, clock, Disk::new(false));
         clone.disk.replace(copy);
-        clone.out = true;
+        (clone.out, clone.old) = (true, true);
         self.machines.push(clone);
         let clone = self.machines.len() - 1;
         self.trace
