@@ -12,6 +12,7 @@ mod outcomes;
 mod pipeline;
 mod reading;
 mod routes;
+mod starting;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
