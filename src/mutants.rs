@@ -39,12 +39,18 @@ pub enum Mutant {
     UnformedTakesPart,
     /// A node forms as soon as it has met everybody (rule M1).
     FormInOneStep,
+    /// A known node is let in with another data directory (rule M1).
+    AdmitWipedDisk,
+    /// A node is let in whatever is remembered of its data directory (rule S2).
+    AdmitOldCopy,
     /// Entries are applied when they are appended.
     ApplyBeforeCommit,
     /// A barrier stands at this node's own commit index (rule C6).
     BarrierWithoutReadIndex,
     /// A barrier joins a round that is under way (rule C6).
     JoinRoundUnderWay,
+    /// All rounds of reads have one context, which raft-rs merges (rule C6).
+    RepeatContext,
     /// A barrier does not wait for the application's cursor (rule C6).
     BarrierIgnoresCursor,
     /// A leader's clock begins at what it has applied, not at the end of its log (design decision 8).
@@ -89,12 +95,14 @@ pub enum Mutant {
     IgnoreDurable,
     /// A snapshot holds the sessions as of when it is taken, not as of its index (rule C2).
     SessionsLaterThanCapture,
+    /// A read request without a context reaches raft-rs.
+    AdmitEmptyRead,
 }
 
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 45] = [
         Self::AcknowledgeBeforeFsync,
         Self::AnswerEmptyReadyAtOnce,
         Self::ConfirmOneTooMany,
@@ -111,9 +119,12 @@ impl Mutant {
         Self::IgnoreDeadlines,
         Self::UnformedTakesPart,
         Self::FormInOneStep,
+        Self::AdmitWipedDisk,
+        Self::AdmitOldCopy,
         Self::ApplyBeforeCommit,
         Self::BarrierWithoutReadIndex,
         Self::JoinRoundUnderWay,
+        Self::RepeatContext,
         Self::BarrierIgnoresCursor,
         Self::StampFromApplied,
         Self::ForgetSkipped,
@@ -136,6 +147,7 @@ impl Mutant {
         Self::RestoreTooEarly,
         Self::IgnoreDurable,
         Self::SessionsLaterThanCapture,
+        Self::AdmitEmptyRead,
     ];
 }
 

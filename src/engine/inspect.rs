@@ -1,6 +1,9 @@
 //! What the checkers of the simulated world may look at.
 
+use raft::StateRole;
+
 use super::core::Engine;
+use super::NodeId;
 
 /// How much an engine holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,6 +24,17 @@ pub struct Sizes {
     pub kept_entries: u64,
 }
 
+/// What a leader believes of another member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Follower {
+    /// Who.
+    pub id: NodeId,
+    /// Highest index known to be on its disk.
+    pub matched: u64,
+    /// The next entry to send to it.
+    pub next: u64,
+}
+
 /// A number that depends on every part of a state, and is the same in every run.
 pub(super) fn fold(digest: u64, word: u64) -> u64 {
     let mixed = (digest.rotate_left(23) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -31,6 +45,18 @@ impl Engine {
     /// The engine's cursor, and a digest of the replicated state there: sessions, time, skipped commands.
     pub fn digest(&self) -> (u64, u64) {
         self.observed().1.digest()
+    }
+
+    /// If it leads: the term, the end of its log, and what it believes of the others.
+    pub fn followers(&self) -> Option<(u64, u64, Vec<Follower>)> {
+        let raft = &self.raw.raft;
+        if raft.state != StateRole::Leader {
+            return None;
+        }
+        let others = raft.prs().iter().filter(|(id, _)| **id != raft.id);
+        let followers =
+            others.map(|(id, progress)| Follower { id: *id, matched: progress.matched, next: progress.next_idx });
+        Some((raft.term, raft.raft_log.last_index(), followers.collect()))
     }
 
     /// How much it holds.
