@@ -45,7 +45,7 @@ test-python: venv build
 
 test-chaos: venv build judge
 	$(BIN)/python -m pytest tests/chaos
-	@$(MAKE) --no-print-directory chaos SECONDS=40
+	@$(BIN)/python tests/chaos/chaos.py --seconds 40
 
 test-slow-disk: venv build ## Fsyncs of five seconds, on a quiet machine
 	AIORAFT_SLOW_DISK=1 $(BIN)/python -m pytest tests/python/test_disk_faults.py -k slow_disk

@@ -25,6 +25,9 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 /// Lines of a transcript that are printed; the whole is in a file.
 const LINES_PRINTED: usize = 60;
 
+/// Histories that are printed, of those that are wrong.
+const WRONG_PRINTED: usize = 3;
+
 const USAGE: &str = "usage: sim seeds COUNT [FIRST] [SECONDS] | sim seed SEED | sim mutants [NAME] | sim judge FILE...";
 
 /// Runs what the arguments ask for.
@@ -161,7 +164,7 @@ fn judge(files: &[String]) -> ExitCode {
         wrong.len(),
         undecided.len()
     );
-    for (key, history) in &wrong {
+    for (key, history) in wrong.iter().take(WRONG_PRINTED) {
         println!("\nWRONG: the {:?} {key} behaves as no such object can:", kind(*key));
         let skipped = history.len().saturating_sub(LINES_PRINTED);
         println!("  ({skipped} calls before)");

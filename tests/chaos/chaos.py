@@ -86,7 +86,7 @@ class Run:
                 self._options.seed,
                 SETTINGS | {"listen": listening},
                 histories=self._histories,
-                reads_are_stale=self._options.breaks == "stale-reads",
+                breaks=self._options.breaks,
             )
             try:
                 await cluster.begin(cluster.all)
@@ -138,11 +138,13 @@ class Run:
         self._problems += problems
         if ends["ok"] < ANSWERED_PER_S_MIN * self._options.seconds:
             self._problems.append(f"only {ends['ok']} calls were answered: this run shows nothing")
+        term = max(newest.term for process in cluster.all for newest in process.leaderships)
         say(
             f"chaos: {self._options.nodes} nodes with {CLIENTS} clients each, {self._options.seconds:g} s, "
             f"seed {self._options.seed}: {ends.total():,} calls ({_listed(ends)}), "
             f"{faults.happened.total()} faults ({_listed(faults.happened)}), "
-            f"{sum(process.starts for process in cluster.all)} starts, log through {report['index']:,}"
+            f"{sum(process.starts for process in cluster.all)} starts, "
+            f"term {term}, log through {report['index']:,}"
         )
 
     def _judge(self) -> None:
@@ -177,7 +179,13 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--seed", default=str(random.SystemRandom().randrange(10**9)))
     parser.add_argument("--judge", type=pathlib.Path, default=JUDGE, help="the example `sim`, built")
-    parser.add_argument("--break", dest="breaks", choices=["stale-reads"], help="do it wrong, to see that it is found")
+    parser.add_argument(
+        "--break",
+        dest="breaks",
+        default="",
+        choices=["stale-reads", "retries"],
+        help="clients that read without a barrier, or propose again what may be applied: to see that it is found",
+    )
     return parser.parse_args()
 
 

@@ -36,14 +36,14 @@ class Served(Replica):
     def __init__(self, node: aioraft.Node[int], machine: Objects, incarnation: str, seed: str) -> None:
         super().__init__(node, machine, incarnation, seed)
         self._objects = machine
-        self._reads_are_stale = False
+        self._breaks = ""
         self._seen: dict[int, int] = {}
         self._skills["probe"] = self._probe
 
-    async def _start_load(self, in_flight: int, history: str = "", reads_are_stale: bool = False) -> None:
-        """Begin; with `reads_are_stale` clients read without a barrier, which the judge must notice."""
+    async def _start_load(self, in_flight: int, history: str = "", breaks: str = "") -> None:
+        """Begin; `breaks` names what the clients are to do wrong, and get caught at."""
         self._history = Recorder(pathlib.Path(history))
-        self._reads_are_stale = reads_are_stale
+        self._breaks = breaks
         await super()._start_load(in_flight)
         for client in self._load:
             client.add_done_callback(self._ended)
@@ -92,7 +92,7 @@ class Served(Replica):
                     answer = await self._read(key, patience_s)
                 else:
                     command = encode(f"{self._incarnation}.{call}", key, action)
-                    answer = await self._node.propose(command, timeout=patience_s)
+                    answer = await self._change(command, patience_s)
         except aioraft.RaftError as error:
             self._history.end(call, how(error))
             raise
@@ -103,9 +103,17 @@ class Served(Replica):
         self._seen = {key: answer if action[0] in ("read", "cas") else action[-1]}
 
     async def _read(self, key: int, patience_s: float) -> int:
-        if not self._reads_are_stale:
+        if self._breaks != "stale-reads":
             await self._node.read_barrier(timeout=patience_s)
         return self._objects.read(key)
+
+    async def _change(self, command: bytes, patience_s: float) -> int:
+        try:
+            return await self._node.propose(command, timeout=patience_s)
+        except aioraft.OutcomeUnknownError:
+            if self._breaks != "retries":
+                raise
+            return await self._node.propose(command, timeout=PROBE_S)
 
     # At the end
 

@@ -26,12 +26,12 @@ class Cluster(Processes):
     program = pathlib.Path(__file__).with_name("chaos_node.py")
     deadline_s = 60.0  # a restart applies the whole log again, on a machine that may be busy
 
-    def __init__(self, *arguments: Any, histories: pathlib.Path, reads_are_stale: bool) -> None:
+    def __init__(self, *arguments: Any, histories: pathlib.Path, breaks: str) -> None:
         super().__init__(*arguments)
         self.histories = histories
         self.killed: set[str] = set()
         """Incarnations whose last calls may have no end."""
-        self._reads_are_stale = reads_are_stale
+        self._breaks = breaks
 
     async def begin(self, processes: Iterable[Process]) -> None:
         """Start processes and their clients, whatever state the cluster is in."""
@@ -39,7 +39,7 @@ class Cluster(Processes):
         async def begin_one(process: Process) -> None:
             await process.start()
             history = str(self.histories / process.incarnation)
-            await process.ask("load", in_flight=CLIENTS, history=history, reads_are_stale=self._reads_are_stale)
+            await process.ask("load", in_flight=CLIENTS, history=history, breaks=self._breaks)
 
         await asyncio.gather(*map(begin_one, processes))
 
@@ -167,8 +167,7 @@ class Faults:
             self._write_disk_faults(node)
 
     def _write_disk_faults(self, node: int) -> None:
-        # The first line that fits counts, so the worst comes first.
-        self._disks.fail(f"node-{node}", *sorted(self._disk_faults[node], reverse=True))
+        self._disks.fail(f"node-{node}", *self._disk_faults[node])
 
     # The network
 
