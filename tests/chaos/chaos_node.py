@@ -131,7 +131,7 @@ class Served(Replica):
             "digest": self._objects.digest(),
             "applied": self._objects.applied.dump(),
             "doubled": self._objects.doubled,
-            "index": self._node.status().python_applied,
+            "index": self._objects.last_index,
         }
 
 

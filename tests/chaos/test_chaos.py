@@ -24,6 +24,8 @@ from verdict import agree, check_calls
 DEADLINE_S = 10.0
 SECONDS = 40.0
 """In which every kind of fault comes."""
+LENIENT_SEED = "81"
+"""Its faults leave most of eight seconds for work: the leader killed twice, fsyncs of 20 ms, a stall, two nodes apart."""
 A = "1.1"
 """The incarnation whose history these tests write."""
 
@@ -35,13 +37,16 @@ A = "1.1"
 def test_a_run_with_clients_that_do_it_wrong_fails(tmp_path: pathlib.Path, breaks: str, found: str) -> None:
     program = pathlib.Path(__file__).with_name("chaos.py")
     broken = subprocess.run(
-        [sys.executable, program, "--seconds", "8", "--break", breaks], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        [sys.executable, program, "--seconds", "8", "--seed", LENIENT_SEED, "--break", breaks],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     sys.stdout.write(broken.stdout)
     assert broken.returncode == 1
     assert found in broken.stdout
     assert "chaos: recovered" in broken.stdout, "all else is as it should be"
-    assert "again with: make chaos SECONDS=8 NODES=3 SEED=" in broken.stdout
+    assert f"again with: make chaos SECONDS=8 NODES=3 SEED={LENIENT_SEED}" in broken.stdout
 
 
 # What is checked besides
