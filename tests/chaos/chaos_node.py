@@ -23,7 +23,7 @@ Action: TypeAlias = list[Any]
 """What to do, and with which numbers: as a history has it."""
 GENERATION_NS = 2_000_000_000
 """The objects change so often: histories stay short enough to be judged."""
-OBJECTS = 6
+OBJECTS = 12
 """That are in use at the same time."""
 PAUSE_S = 0.01
 """Between two calls of one client, on average."""
