@@ -125,6 +125,10 @@ pub struct Figures {
     pub late: u64,
     /// Packets that were sent once more on the next connection.
     pub repeated: u64,
+    /// Histories of objects that were judged.
+    pub histories: u64,
+    /// Of which took too long to judge.
+    pub undecided: u64,
     /// Worlds that these figures are of, once they are added up.
     pub worlds: u64,
 }
@@ -213,6 +217,8 @@ impl World {
         self.now = END;
         let ending = self.ending();
         self.checkers.end(END, &ending);
+        let judged = self.checkers.judged();
+        (self.figures.histories, self.figures.undecided) = (judged.histories, judged.undecided);
         self.checkers.violation().map_or(Ok(()), Err)
     }
 
