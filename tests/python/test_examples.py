@@ -178,6 +178,29 @@ async def test_ctrl_c_leaves_no_process_of_the_demo(tmp_path: pathlib.Path, show
     assert list((tmp_path / ".demo").iterdir()) == []
 
 
+def test_three_mistakes_are_caught_by_the_fixture(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest_subprocess(
+        "-p", "no:cacheprovider", "-c", os.devnull, str(EXAMPLES / "not_deterministic.py")
+    )
+    result.assert_outcomes(failed=3)
+    for mistake in ("raffle", "leases", "tokens"):
+        result.stdout.fnmatch_lines(
+            [
+                f"*test_{mistake}*",
+                "*SimulationError: apply is deterministic: not with seed *",
+                "*First diverging entry: Entry(index=*",
+                f"*To run it again: pytest *::test_{mistake} --raft-seed *",
+            ]
+        )
+
+
+def test_hypothesis_finds_nothing_wrong_with_the_stock(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest_subprocess(
+        "-p", "no:cacheprovider", "-c", os.devnull, str(EXAMPLES / "property_based.py")
+    )
+    result.assert_outcomes(passed=1)
+
+
 def processes_in(folder: pathlib.Path) -> list[str]:
     """The processes that work there."""
     found = []

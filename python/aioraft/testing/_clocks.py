@@ -13,12 +13,16 @@ from typing import Any, Final
 __all__ = ["Clock", "Clocks"]
 
 TICK_NS: Final = 1_000_003
+READINGS: Final = ("time", "monotonic", "perf_counter", "clock_gettime")
 REAL: Final = {
     name: getattr(time, name)
-    for name in ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "clock_gettime")
-    + ("clock_gettime_ns", "localtime", "gmtime", "ctime", "asctime", "strftime")
+    for name in (
+        *READINGS,
+        *(f"{name}_ns" for name in READINGS),
+        *("localtime", "gmtime", "ctime", "asctime", "strftime"),
+    )
 }
-RealDatetime: Final = datetime.datetime
+RealDatetime = datetime.datetime
 
 
 class Clock:

@@ -12,6 +12,7 @@ from typing import Any, Final
 __all__ = ["digest", "of_result", "of_value"]
 
 PLAIN: Final = frozenset({bool, bytes, bytearray, complex, float, int, str, type(None)})
+BRACKETS: Final[dict[type, tuple[str, str]]] = {dict: ("{", "}"), list: ("[", "]"), tuple: ("(", ")"), set: ("{", "}")}
 ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 LONGEST: Final = 400
 
@@ -40,16 +41,17 @@ def of_value(value: Any, outer: frozenset[int] = frozenset()) -> str:
     name = kind.__qualname__
     if isinstance(value, enum.Enum):
         return f"{name}.{value.name}"
+    before, after = BRACKETS.get(kind, (f"{name}(", ")"))
     if isinstance(value, Mapping):
         items = sorted(f"{of_value(key, inside)}: {of_value(held, inside)}" for key, held in value.items())
-        return f"{name}({', '.join(items)})"
+        return f"{before}{', '.join(items)}{after}"
     if isinstance(value, Set):
-        return f"{name}({', '.join(sorted(of_value(held, inside) for held in value))})"
+        return f"{before}{', '.join(sorted(of_value(held, inside) for held in value))}{after}"
     if isinstance(value, list | tuple):
-        return f"{name}({', '.join(of_value(held, inside) for held in value)})"
+        return f"{before}{', '.join(of_value(held, inside) for held in value)}{after}"
     if isinstance(value, BaseException):
         return f"{name}({', '.join(of_value(held, inside) for held in value.args)})"
-    if dataclasses.is_dataclass(value) or kind.__repr__ is object.__repr__:
+    if dataclasses.is_dataclass(value) or getattr(kind, "__repr__", None) is object.__repr__:
         slots = (slot for one in kind.__mro__ for slot in getattr(one, "__slots__", ()) if isinstance(slot, str))
         held = {slot: getattr(value, slot) for slot in slots if hasattr(value, slot)} | getattr(value, "__dict__", {})
         return f"{name}({', '.join(f'{key}={of_value(held[key], inside)}' for key in sorted(held))})"

@@ -106,8 +106,9 @@ def _round_trip(
     has_equality = type(restored).__eq__ is not object.__eq__
     if not has_equality and (again := collect(restored, entry)) != expected:
         raise _failed(entry, _differently(expected, again, "in the replica", "in the restored one"))
-    follower = Walker(restored, log, "a state machine restored from a snapshot after "
-                      f"the entry at index {entry.index}", place)
+    follower = Walker(
+        restored, log, f"a state machine restored from a snapshot after the entry at index {entry.index}", place
+    )
     end = max(walker.position, place + FOLLOWING)
     follower.go_to(end)
     walker.go_to(end)
