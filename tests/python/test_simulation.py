@@ -70,13 +70,13 @@ def failure(factory: Callable[[], aioraft.StateMachine[Any]], *, seed: int = 1) 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 9])
 def test_a_deterministic_machine_passes_in_clusters_of_any_size(n: int) -> None:
-    report = run(Stock, n=n, seconds=240)
-    assert report.lives == 4
-    assert report.seconds == 240
+    report = run(Stock, n=n, seconds=61)
+    assert report.lives == 2
+    assert report.seconds == 120
     assert report.entries > 100 * report.lives
     assert report.applied > 1.5 * report.entries  # by most nodes, and by some again
-    assert report.starts >= 4 * n
-    assert report.leaders >= 4
+    assert report.starts >= 2 * n
+    assert report.leaders >= 2
     assert report.snapshots is not None
     assert report.snapshots >= 4
     assert report.stops == 0
@@ -90,11 +90,11 @@ def test_the_seed_decides_everything() -> None:
 
 
 def test_faults_of_many_kinds_come_with_time() -> None:
-    report = Simulation(3, 3, Adder, command=NUMBERS).run(seconds=1200)
-    assert report.crashes > 20
-    assert report.partitions > 20
-    assert len(report.faults) >= 10
-    assert report.starts > 60 + report.crashes // 2
+    report = Simulation(3, 3, Adder, command=NUMBERS).run(seconds=600)
+    assert report.crashes > 10
+    assert report.partitions > 10
+    assert len(report.faults) >= 8
+    assert report.starts > 30 + report.crashes // 2
 
 
 def test_a_machine_without_a_snapshot_is_simulated_without_that_check() -> None:

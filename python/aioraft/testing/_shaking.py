@@ -8,6 +8,7 @@ replicas would have them in common, and strings their hashes too.
 from __future__ import annotations
 
 import random
+import sys
 import types
 from collections import deque
 from collections.abc import Iterator
@@ -56,7 +57,7 @@ def _sets(state: object, looked_at: list[int]) -> Iterator[set[Any]]:
             waiting.extend(one.values())
         elif isinstance(one, list | tuple | deque):
             waiting.extend(one)
-        else:
+        elif kind.__module__.partition(".")[0] not in sys.stdlib_module_names:
             waiting.extend(getattr(one, "__dict__", {}).values())
             for base in kind.__mro__:
                 slots = base.__dict__.get("__slots__", ())

@@ -142,9 +142,15 @@ def pytest_runtest_makereport(
         report.sections.append(("aioraft seed", how_again(item, seed)))
     for cluster in used.clusters:
         report.sections.append(("aioraft seed", f"raft_cluster(..., seed={cluster.seed})"))
-    if used.logs is not None and (text := used.logs.text()):
+    if used.logs is not None and not _shows_logs(item) and (text := used.logs.text()):
         report.sections.append(("aioraft node logs", text))
     return report
+
+
+def _shows_logs(item: pytest.Item) -> bool:
+    """Whether pytest itself shows all that is logged."""
+    plugin = item.config.pluginmanager.get_plugin("logging-plugin")
+    return plugin is not None and getattr(plugin, "log_level", None) is None
 
 
 def _used(request: pytest.FixtureRequest) -> Used:
