@@ -143,7 +143,7 @@ pub struct Plan {
 
 impl Plan {
     /// What `seed` stands for.
-    #[cfg(any(test, feature = "mutants"))]
+    #[cfg(feature = "mutants")]
     pub fn new(seed: u64) -> Self {
         Self::of(seed, None)
     }
@@ -155,11 +155,11 @@ impl Plan {
         let mut plan = Self::of(seed, Some(nodes));
         (plan.files, plan.padding) = (false, 0);
         plan.tuning.max_entry_bytes = (GUEST_BYTES_MAX + objects::LEN) as u64;
-        plan.faults.retain(|scheduled| match scheduled.fault {
-            Fault::Wipe { .. } | Fault::RollBack { .. } | Fault::Clone { .. } => false,
-            Fault::Forge { .. } | Fault::WrongMembers { .. } | Fault::Loss { .. } => false,
-            _ => true,
-        });
+        let is_for_the_engine = |fault| {
+            matches!(fault, Fault::Wipe { .. } | Fault::RollBack { .. } | Fault::Clone { .. })
+                || matches!(fault, Fault::Forge { .. } | Fault::WrongMembers { .. } | Fault::Loss { .. })
+        };
+        plan.faults.retain(|scheduled| !is_for_the_engine(scheduled.fault));
         plan
     }
 

@@ -468,6 +468,18 @@ def test_an_entry_that_stops_its_node_each_time_is_a_failure() -> None:
     assert "and stopped again" in str(error)
 
 
+def test_entries_that_stop_nodes_now_and_then_for_ever_are_a_failure() -> None:
+    class Flaky(Stock):
+        def apply(self, entry: aioraft.Entry) -> Any:
+            if random.random() < 0.01:
+                raise OSError("now and then")
+            return super().apply(entry)
+
+    error = failure(Flaky)
+    assert error.check == "a node that was started again goes on"
+    assert isinstance(error.__cause__, OSError)
+
+
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_what_is_not_meant_for_a_machine_passes_through(kind: type[BaseException]) -> None:
     class Interrupted(Stock):

@@ -56,14 +56,14 @@ class Clocks:
         substitutes = self._substitutes()
         try:
             for name, real in REAL.items():
-                self._replace(vars(time), name, substitutes[real])
+                self._replace(time.__dict__, name, substitutes[real])
             proxy = types.ModuleType("datetime")
             vars(proxy).update({**vars(datetime), "datetime": substitutes[RealDatetime]})
             substitutes[datetime] = proxy
             for names in _globals(type(machine)):
                 for name, value in list(names.items()):
                     with contextlib.suppress(TypeError):  # unhashable
-                        if value in substitutes and names is not vars(time):
+                        if value in substitutes and names is not time.__dict__:
                             self._replace(names, name, substitutes[value])
             yield
         finally:

@@ -6,8 +6,8 @@ import dataclasses
 import enum
 import hashlib
 import re
-from collections.abc import Mapping, Set
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Set
+from typing import Any, Final, cast
 
 __all__ = ["digest", "of_result", "of_value"]
 
@@ -25,7 +25,7 @@ def of_result(value: object, error: BaseException | None) -> str:
     return text
 
 
-def of_value(value: Any, outer: frozenset[int] = frozenset()) -> str:
+def of_value(value: object, outer: frozenset[int] = frozenset()) -> str:
     """Return the form of a value.
 
     Numbers, strings and bytes are themselves, by type and `repr`. Sets and mappings are the same in any order, since
@@ -43,12 +43,15 @@ def of_value(value: Any, outer: frozenset[int] = frozenset()) -> str:
         return f"{name}.{value.name}"
     before, after = BRACKETS.get(kind, (f"{name}(", ")"))
     if isinstance(value, Mapping):
-        items = sorted(f"{of_value(key, inside)}: {of_value(held, inside)}" for key, held in value.items())
+        mapping = cast("dict[Any, Any]", value)
+        items = sorted(f"{of_value(key, inside)}: {of_value(held, inside)}" for key, held in mapping.items())
         return f"{before}{', '.join(items)}{after}"
     if isinstance(value, Set):
-        return f"{before}{', '.join(sorted(of_value(held, inside) for held in value))}{after}"
+        members = cast("Iterable[Any]", value)
+        return f"{before}{', '.join(sorted(of_value(held, inside) for held in members))}{after}"
     if isinstance(value, list | tuple):
-        return f"{before}{', '.join(of_value(held, inside) for held in value)}{after}"
+        items = [of_value(held, inside) for held in cast("Iterable[Any]", value)]
+        return f"{before}{', '.join(items)}{after}"
     if isinstance(value, BaseException):
         return f"{name}({', '.join(of_value(held, inside) for held in value.args)})"
     if dataclasses.is_dataclass(value) or getattr(kind, "__repr__", None) is object.__repr__:

@@ -6,7 +6,7 @@ import dataclasses
 import random
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from .._core import Entry
 from .._state_machine import StateMachine, has_batch
@@ -14,7 +14,7 @@ from ._clocks import Clock, Clocks
 from ._forms import digest, of_result
 from ._shaking import shake
 
-__all__ = ["Disagreement", "Judge", "Record", "Replica", "collect", "has_snapshot"]
+__all__ = ["BYTES", "Disagreement", "Judge", "Record", "Replica", "collect", "has_snapshot"]
 
 R = TypeVar("R")
 
@@ -25,6 +25,8 @@ OBJECTS_PER_ENTRY: Final = 10
 """The sets of a state are reordered before every entry while it holds fewer objects, and larger ones more seldom."""
 
 SHOWN: Final = 200
+
+BYTES: Final = (bytes, bytearray, memoryview)
 
 
 @dataclasses.dataclass(slots=True)
@@ -54,6 +56,7 @@ class Judge:
     def __init__(self) -> None:
         self.log: list[Record] = []
         self.stops = 0
+        self.last_stop: Disagreement | None = None
         self._stopped_at: set[tuple[int, int]] = set()
         self._next_state = 0
 
@@ -76,10 +79,12 @@ class Judge:
     def stopped(self, replica: Replica[Any], entry: Entry, message: str, error: BaseException | None) -> None:
         """A replica's node stops instead of applying an entry."""
         self.stops += 1
+        check = "a node that was started again goes on"
+        self.last_stop = Disagreement(check, entry, f"{message}\nNode {replica.node} kept stopping.", error)
         where = (replica.node, entry.index)
         if where in self._stopped_at:
             details = f"{message}\nNode {replica.node} was started again with a fresh state machine, and stopped again."
-            raise Disagreement("a node that was started again goes on", entry, details, error)
+            raise Disagreement(check, entry, details, error)
         self._stopped_at.add(where)
 
     def _compare_state(self, record: Record, expected: bytes, position: int, replica: Replica[Any]) -> None:
@@ -209,17 +214,17 @@ def collect(machine: StateMachine[Any], entry: Entry) -> bytes:
 
 def chunks_of(taken: object) -> Iterable[bytes]:
     """Return the chunks that `snapshot` has returned."""
-    if isinstance(taken, bytes | bytearray | memoryview):
-        return (bytes(taken),)
+    if isinstance(taken, BYTES):
+        return (bytes(cast("bytes", taken)),)
     if isinstance(taken, str) or not isinstance(taken, Iterable):
         raise TypeError(
             f"snapshot() returned {type(taken).__name__}: it must be bytes, an iterable of chunks, or a callable that "
             "returns one of them"
         )
-    return (_chunk(chunk) for chunk in taken)
+    return (_chunk(chunk) for chunk in cast("Iterable[object]", taken))
 
 
 def _chunk(chunk: object) -> bytes:
-    if not isinstance(chunk, bytes | bytearray | memoryview):
+    if not isinstance(chunk, BYTES):
         raise TypeError(f"a chunk of snapshot() is {type(chunk).__name__}: it must be bytes")
-    return bytes(chunk)
+    return bytes(cast("bytes", chunk))

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import pytest
 
-from ._replicas import Record
-from ._simulation import Simulation, SimulationError, line_of
+from .._core import Entry
+from ._simulation import Life, Simulation, SimulationError
 
 __all__ = ["compare_with_second_process", "is_second_process", "write_lives"]
 
@@ -33,14 +33,14 @@ def is_second_process() -> bool:
 
 def write_lives(simulations: list[Simulation[Any]]) -> None:
     """Tell the first process what the test's simulations came to here."""
-    lives = [[life.seed, [line_of(record) for record in life.log]] for one in simulations for life in one._lives]
+    lives = [[life.seed, life.lines] for life in _lives(simulations)]
     pathlib.Path(os.environ[VARIABLE]).write_text(json.dumps(lives))
 
 
 def compare_with_second_process(item: pytest.Item, seed: int, simulations: list[Simulation[Any]]) -> None:
     """Run the test of `item` again elsewhere; raises `SimulationError` if anything comes to something else there."""
     __tracebackhide__ = True
-    if not any(one._lives for one in simulations):
+    if not _lives(simulations):
         return
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "lives.json"
@@ -67,23 +67,26 @@ def compare_with_second_process(item: pytest.Item, seed: int, simulations: list[
 
 def _compare(item: pytest.Item, simulations: list[Simulation[Any]], theirs: list[Any]) -> None:
     __tracebackhide__ = True
-    ours = [life for one in simulations for life in one._lives]
+    ours = _lives(simulations)
     if [life.seed for life in ours] != [seed for seed, _ in theirs]:
         raise _other_commands(item, ours[0].seed)
     for life, (_, others) in zip(ours, theirs, strict=True):
-        lines = [line_of(record) for record in life.log]
-        if list(map(_command_of, lines)) != list(map(_command_of, others)):
+        if list(map(_command_of, life.lines)) != list(map(_command_of, others)):
             raise _other_commands(item, life.seed)
-        for record, line, other in zip(life.log, lines, others, strict=True):
+        for entry, line, other in zip(life.log, life.lines, others, strict=True):
             if line != other:
-                raise _different(item, life.seed, record, line, other)
+                raise _different(item, life.seed, entry, line, other)
+
+
+def _lives(simulations: list[Simulation[Any]]) -> list[Life]:
+    return [life for one in simulations for life in one._lives or ()]
 
 
 def _command_of(line: str) -> list[str]:
     return line.split(" ", 3)[:3]
 
 
-def _different(item: pytest.Item, seed: int, record: Record, line: str, other: str) -> SimulationError:
+def _different(item: pytest.Item, seed: int, entry: Entry, line: str, other: str) -> SimulationError:
     (*_, state, outcome), (*_, other_state, other_outcome) = line.split(" ", 4), other.split(" ", 4)
     check, what, one, two = "apply is deterministic", "came to", outcome, other_outcome
     if outcome == other_outcome:
@@ -92,7 +95,7 @@ def _different(item: pytest.Item, seed: int, record: Record, line: str, other: s
         f"It {what}\n  {one}  in this process,\n  {two}  in one with another PYTHONHASHSEED and time zone.\n"
         "It depends on the order of a set, on `hash`, or on something else that processes do not share."
     )
-    return _error(item, check, seed, record, details)
+    return _error(item, check, seed, entry, details)
 
 
 def _other_commands(item: pytest.Item, seed: int) -> SimulationError:
@@ -103,8 +106,7 @@ def _other_commands(item: pytest.Item, seed: int) -> SimulationError:
     return _error(item, "the seed decides what the test does", seed, None, details)
 
 
-def _error(item: pytest.Item, check: str, seed: int, record: Record | None, details: str) -> SimulationError:
-    entry = None if record is None else record.entry
+def _error(item: pytest.Item, check: str, seed: int, entry: Entry | None, details: str) -> SimulationError:
     return SimulationError(check, seed=seed, entry=entry, details=details, again=how_again(item, seed))
 
 

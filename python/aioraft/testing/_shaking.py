@@ -11,8 +11,8 @@ import random
 import sys
 import types
 from collections import deque
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, cast
 
 __all__ = ["shake"]
 
@@ -54,9 +54,9 @@ def _sets(state: object, looked_at: list[int]) -> Iterator[set[Any]]:
         if kind is set:
             yield one  # type: ignore[misc]
         elif isinstance(one, dict):
-            waiting.extend(one.values())
+            waiting.extend(cast("Mapping[Any, Any]", one).values())
         elif isinstance(one, list | tuple | deque):
-            waiting.extend(one)
+            waiting.extend(cast("list[Any]", one))
         elif kind.__module__.partition(".")[0] not in sys.stdlib_module_names:
             waiting.extend(getattr(one, "__dict__", {}).values())
             for base in kind.__mro__:

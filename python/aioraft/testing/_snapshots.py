@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from .._core import Entry
 from .._state_machine import StateMachine, has_batch
 from ._forms import of_result
-from ._replicas import CAUSES, Disagreement, Record, chunks_of, collect, compare, has_snapshot, shown
+from ._replicas import BYTES, CAUSES, Disagreement, Record, chunks_of, collect, compare, has_snapshot, shown
 
 __all__ = ["check_snapshots"]
 
@@ -123,8 +123,8 @@ def _take_slowly(walker: Walker, entry: Entry) -> tuple[list[bytes], bool]:
         walker.step()
         if callable(taken):
             taken = taken()
-        if isinstance(taken, bytes | bytearray | memoryview):
-            return [bytes(taken)], True
+        if isinstance(taken, BYTES):
+            return [bytes(cast("bytes", taken))], True
         chunks: list[bytes] = []
         for chunk in chunks_of(taken):
             chunks.append(chunk)

@@ -205,6 +205,7 @@ def raft_simulation(request: pytest.FixtureRequest, raft_seed: int) -> RaftSimul
     def make(n: int, factory: Callable[[], StateMachine[R]], *, command: Command | Sequence[bytes]) -> Simulation[R]:
         simulation = Simulation(raft_seed, n, factory, command=command)
         simulation._how_again = how_again(request.node, "SEED")
+        simulation._lives = []
         used.simulations.append(simulation)
         return simulation
 
