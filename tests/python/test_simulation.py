@@ -218,6 +218,22 @@ class Uptime(Stock):
         return super().apply(entry), int(time.monotonic() / 3600)
 
 
+class Lease(Stock):
+    """Nothing of the clock shows but whether a minute has passed, or an hour."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.until = [0.0, 0.0]
+
+    def apply(self, entry: aioraft.Entry) -> Any:
+        super().apply(entry)
+        now = time.monotonic()
+        granted = [now >= until for until in self.until]
+        spans = (60, 3600)
+        self.until = [now + span if won else until for won, until, span in zip(granted, self.until, spans, strict=True)]
+        return granted
+
+
 class Random(Stock):
     def apply(self, entry: aioraft.Entry) -> Any:
         return super().apply(entry), random.random() < 0.1
@@ -270,8 +286,8 @@ class Raises(Stock):
 @pytest.mark.parametrize(
     "machine",
     [
-        *[LocalClock, LocalClockByName, Today, Year, YearByName, Weekday, Uptime, Random, SetInState, SetOfNumbers],
-        *[Identity, Shared, Raises],
+        *[LocalClock, LocalClockByName, Today, Year, YearByName, Weekday, Uptime, Lease, Random],
+        *[SetInState, SetOfNumbers, Identity, Shared, Raises],
     ],
     ids=lambda machine: machine.__name__,
 )

@@ -26,16 +26,22 @@ RealDatetime = datetime.datetime
 
 
 class Clock:
-    """One node's: it advances with each look at it."""
+    """One node's: it runs with the world, at a speed of its own, and advances with each look at it."""
 
-    __slots__ = ("ns",)
+    __slots__ = ("_base_ns", "_ns", "_speed")
 
-    def __init__(self, seconds: float) -> None:
-        self.ns = int(seconds * 1e9)
+    def __init__(self, seconds: float, speed: int = 1) -> None:
+        self._base_ns = self._ns = int(seconds * 1e9)
+        self._speed = speed
+
+    def set(self, now: int) -> None:
+        """Let it be this time of the world, in nanoseconds."""
+        self._ns = max(self._ns, self._base_ns + self._speed * now)
 
     def look(self) -> int:
-        self.ns += TICK_NS
-        return self.ns
+        """Return nanoseconds since the epoch."""
+        self._ns += TICK_NS
+        return self._ns
 
 
 class Clocks:

@@ -147,6 +147,7 @@ class Replica(StateMachine[R]):
         self.machine = machine
         self.node = node
         self.where = f"node {node}" if start == 1 else f"node {node} (its start {start})"
+        self.now = 0  # set by the world
         self.position = 0
         self.is_batch = has_batch(machine)
         self.has_snapshot = has_snapshot(machine)
@@ -162,6 +163,7 @@ class Replica(StateMachine[R]):
         """Apply it, by the node's own clock."""
         self._shake()
         self._pending.append(entry)
+        self._clock.set(self.now)
         self._clocks.current = self._clock
         try:
             return self._apply(entry)
@@ -172,6 +174,7 @@ class Replica(StateMachine[R]):
         """Apply them, by the node's own clock."""
         self._shake()
         self._pending.extend(entries)
+        self._clock.set(self.now)
         with self._clocks.at(self._clock):
             return self.machine.apply_batch(entries)
 

@@ -32,6 +32,9 @@ NOW: Final = 1_735_689_000.0
 APART: Final = 1.5 * 86_400.0
 """Between two nodes' clocks, and up to a third of it more or less."""
 
+SPEEDS: Final = (1, 60, 3600)
+"""At which nodes' clocks run: whatever takes a second or a day has passed on one node and not on another."""
+
 TRANSCRIPT_LINES: Final = 40
 
 _one_at_a_time = threading.RLock()
@@ -268,18 +271,20 @@ class _Guest(Generic[R]):
         finally:
             random.setstate(state)
 
-    def command(self) -> bytes:
+    def command(self, now: int) -> bytes:
         """Called by the world."""
+        self._client.set(now)
         with self._clocks.at(self._client):
             command = self._command(self._commands)
         if not isinstance(command, bytes):
             raise TypeError(f"command returned {type(command).__name__}: a command is bytes")
         return command
 
-    def start(self, node: int) -> Replica[R]:
+    def start(self, now: int, node: int) -> Replica[R]:
         """Called by the world."""
         self._starts[node] = self._starts.get(node, 0) + 1
         clock = self._clock(node)
+        clock.set(now)
         with self._clocks.at(clock):
             machine = self._factory()
         claim(machine)
@@ -288,7 +293,7 @@ class _Guest(Generic[R]):
         return Replica(self.judge, self._clocks, machine, rng, clock, node=node, start=self._starts[node])
 
     def _clock(self, node: int) -> Clock:
-        return Clock(NOW + APART * (node - 2 + self._rng.uniform(0, 1 / 3)))
+        return Clock(NOW + APART * (node - 2 + self._rng.uniform(0, 1 / 3)), SPEEDS[node % len(SPEEDS)])
 
     def life(self) -> Life:
         """Return what came of it."""
