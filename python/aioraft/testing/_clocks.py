@@ -8,7 +8,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Generator, Iterable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 __all__ = ["Clock", "Clocks"]
 
@@ -100,7 +100,7 @@ class Clocks:
         return None if ns is None else ns / 1e9
 
     def _substitutes(self) -> dict[object, Any]:
-        found: dict[object, Any] = {RealDatetime: _datetime(self._seconds)}
+        found: dict[object, Any] = {RealDatetime: _Instances("datetime", (_Datetime,), {"clocks": self})}
         for name, real in REAL.items():
             if name in ("localtime", "gmtime", "ctime"):
                 found[real] = self._of_seconds(real)
@@ -144,28 +144,29 @@ def _globals(kind: type) -> Iterable[dict[str, Any]]:
     return found.values()
 
 
-def _datetime(seconds: Callable[[], float | None]) -> type:
-    """Make a `datetime` whose now() is the simulated node's; all that it makes are real ones."""
+class _Instances(type):
+    """Whatever is a real `datetime` is one of these."""
 
-    class Instances(type):
-        def __instancecheck__(cls, instance: object) -> bool:
-            return isinstance(instance, RealDatetime)
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, RealDatetime)
 
-        def __subclasscheck__(cls, subclass: type) -> bool:
-            return issubclass(subclass, RealDatetime)
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, RealDatetime)
 
-    class Datetime(RealDatetime, metaclass=Instances):
-        def __new__(cls, *arguments: Any, **keywords: Any) -> Any:
-            return RealDatetime(*arguments, **keywords)
 
-        @classmethod
-        def now(cls, tz: datetime.tzinfo | None = None) -> Any:
-            now = seconds()
-            return RealDatetime.now(tz) if now is None else RealDatetime.fromtimestamp(now, tz)
+class _Datetime(RealDatetime, metaclass=_Instances):
+    """A `datetime` whose now() is the simulated node's; all that it makes are real ones."""
 
-        @classmethod
-        def utcnow(cls) -> Any:
-            return cls.now(datetime.UTC).replace(tzinfo=None)
+    clocks: ClassVar[Clocks]
 
-    Datetime.__name__ = Datetime.__qualname__ = "datetime"
-    return Datetime
+    def __new__(cls, *arguments: Any, **keywords: Any) -> Any:
+        return RealDatetime(*arguments, **keywords)
+
+    @classmethod
+    def now(cls, tz: datetime.tzinfo | None = None) -> Any:
+        now = cls.clocks._seconds()
+        return RealDatetime.now(tz) if now is None else RealDatetime.fromtimestamp(now, tz)
+
+    @classmethod
+    def utcnow(cls) -> Any:
+        return cls.now(datetime.UTC).replace(tzinfo=None)

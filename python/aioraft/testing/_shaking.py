@@ -20,7 +20,14 @@ OBJECTS: Final = 10_000
 """Looked at in one state, at most."""
 
 FILLERS: Final = (0, 0, 5, 20, 100, 400)
-OPAQUE: Final = (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType, random.Random)
+OPAQUE: Final[tuple[type, ...]] = (
+    type,
+    types.ModuleType,
+    types.FunctionType,
+    types.MethodType,
+    types.BuiltinFunctionType,
+    random.Random,
+)
 LEAVES: Final = frozenset({bool, bytes, complex, float, int, str, type(None), frozenset})
 
 
