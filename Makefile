@@ -29,7 +29,7 @@ test-rust: $(BUILD_TOOLS)
 	@libdir=$$($(BIN)/python -c 'import sysconfig as s; print(s.get_config_var("LIBDIR") if s.get_config_var("Py_ENABLE_SHARED") else "")'); \
 	if [ -n "$$libdir" ] && ls "$$libdir"/libpython3.*.so >/dev/null 2>&1; then LD_LIBRARY_PATH="$$libdir" cargo test --lib bridge; \
 	else echo "this Python has no libpython to link with: the bridge is tested by pytest alone"; fi
-	cargo test --release --no-default-features --features sim -- sim::
+	cargo test --release --no-default-features --features mutants -- sim::
 	@$(MAKE) --no-print-directory sim SEEDS=300 SECONDS=60
 
 # SEED=x runs one seed again (EDITION=n: as it was drawn then); FROM=x begins there instead of at a random seed.
@@ -59,6 +59,7 @@ verify: venv build ## Formats, lints, types and stubs; changes nothing
 	cargo clippy --all-targets --no-default-features -- -D warnings
 	cargo clippy --all-targets --no-default-features --features driver -- -D warnings
 	cargo clippy --all-targets --no-default-features --features sim -- -D warnings
+	cargo clippy --all-targets --no-default-features --features mutants -- -D warnings
 	cargo clippy --all-targets -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -67,7 +67,7 @@ struct Run {
     /// What a checker objected to.
     violation: Option<Violation>,
     /// Two runs of one plan agree on it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "only a test compares two runs"))]
+    #[cfg_attr(not(all(test, feature = "mutants")), expect(dead_code, reason = "only a test compares two runs"))]
     trace: u64,
     /// What happened, if it was to be recorded.
     transcript: Vec<String>,
