@@ -135,6 +135,7 @@ pub struct Plan {
     /// The seed; the world draws everything else from it while it goes on.
     pub seed: u64,
     /// How it was drawn.
+    #[cfg_attr(not(feature = "mutants"), expect(dead_code, reason = "only `make sim` tells it"))]
     pub edition: u32,
     /// Machines, each with one node.
     pub nodes: usize,
@@ -174,7 +175,7 @@ impl Plan {
     }
 
     /// What `seed` stood for when plans were drawn in this way.
-    #[cfg(any(test, feature = "mutants"))]
+    #[cfg(feature = "mutants")]
     pub fn of_edition(seed: u64, edition: u32) -> Self {
         Self::of(seed, edition, None)
     }

@@ -18,9 +18,11 @@ use crate::sim::objects::{Action, Answer, Key, Object};
 const STEPS_MAX: usize = 300_000;
 
 /// Of a thousand histories so many may be undecided; with more of them a run has shown too little to pass.
+#[cfg(feature = "mutants")]
 pub const UNDECIDED_PER_MILLE_MAX: u64 = 20;
 
 /// Whether too little is known of so many histories.
+#[cfg(feature = "mutants")]
 pub fn shows_too_little(undecided: u64, histories: u64) -> bool {
     undecided * 1000 > histories * UNDECIDED_PER_MILLE_MAX
 }
