@@ -71,8 +71,8 @@ fix: venv ## Format, and apply what the linters can mend themselves
 bench: venv build ## Proposals per second and failover time of three processes
 	@$(BIN)/python benches/end_to_end.py $(ARGS)
 
-fuzz: $(BUILD_TOOLS) .tools/bin/cargo-fuzz ## Throw anything at wire, handshake, log records and engine (SECONDS=1200 for each; needs a nightly Rust)
-	@for target in frames handshake log_records peers; do \
+fuzz: $(BUILD_TOOLS) .tools/bin/cargo-fuzz ## Throw anything at wire, handshake, log records, snapshots and engine (SECONDS=1200 for each; needs a nightly Rust)
+	@for target in frames handshake log_records snapshots peers; do \
 		RUSTUP_TOOLCHAIN=$${RUSTUP_TOOLCHAIN:-nightly} .tools/bin/cargo-fuzz run --fuzz-dir fuzz --sanitizer none $$target -- -max_total_time=$(or $(SECONDS),1200) -print_final_stats=1 || exit 1; \
 	done
 

@@ -122,7 +122,7 @@ pub struct Resumed {
 
 /// Goes on from an opened log: the next boot number is durable when this returns (rule S2).
 pub fn resume(options: &Options, opened: Opened, drawn: &Drawn) -> Result<Resumed, StartError> {
-    let Opened { mut writer, reader, mut groups, node_records } = opened;
+    let Opened { mut writer, reader, mut groups, node_records, .. } = opened;
     let stored = node_records.get(identity::KEY).map(Vec::as_slice);
     let dir = || options.data_dir.as_ref().map(|dir| dir.display().to_string()).unwrap_or_default();
     let record = NodeRecord::boot(stored, options.id, &options.cluster, drawn);

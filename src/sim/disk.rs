@@ -33,7 +33,7 @@ pub struct BatchDisk(Arc<Mutex<Platter>>);
 impl BatchDisk {
     /// Opens the log; what was recovered is durable at the first synced write.
     pub fn open(&self) -> Result<Opened, StorageError> {
-        let Opened { mut writer, reader, .. } = memory::open();
+        let Opened { mut writer, reader, snapshots, .. } = memory::open();
         let mut groups = BTreeMap::<GroupId, GroupState>::new();
         let mut node_records = BTreeMap::new();
         for batch in &self.0.lock().batches {
@@ -44,7 +44,7 @@ impl BatchDisk {
             writer.write(batch.clone())?;
         }
         let writer = Box::new(Writer { disk: self.clone(), memory: writer, begun: false });
-        Ok(Opened { writer, reader, groups, node_records })
+        Ok(Opened { writer, reader, groups, node_records, snapshots })
     }
 
     /// A batch is on its way to the platter: from now on a loss of power may leave it there, or not.

@@ -179,6 +179,13 @@ pub(super) fn reopening(open: impl Fn() -> Opened) {
     log.writer.write(batch([GroupWrite { group: 1, hard_state, records, ..truncated(1, 4, 1) }])).unwrap();
     // A foreign snapshot keeps the hard state and the records of its group.
     log.writer.write(batch([entries(9, 1..3, 4, 10), truncated(9, 30, 6)])).unwrap();
+    // Rule D1: all that an installation changes stands in one batch, which removes everything else but the other records.
+    let voted = Some(HardState { term: 7, vote: 3, commit: 2 });
+    let records = vec![(b"conf".to_vec(), b"one".to_vec()), (b"snapshot".to_vec(), b"first".to_vec())];
+    log.writer.write(batch([GroupWrite { hard_state: voted, records, ..entries(8, 1..20, 7, 10) }])).unwrap();
+    let hard_state = Some(HardState { term: 7, vote: 3, commit: 12 });
+    let records = vec![(b"snapshot".to_vec(), b"second".to_vec())];
+    log.writer.write(batch([GroupWrite { hard_state, records, ..truncated(8, 12, 8) }])).unwrap();
     let node_records = vec![(b"boot".to_vec(), b"2".to_vec())];
     log.writer.write(Batch { node_records, ..batch([]) }).unwrap();
     drop(log);
@@ -190,10 +197,17 @@ pub(super) fn reopening(open: impl Fn() -> Opened) {
         terms: [(5, 1), (6, 2), (8, 5)].map(|(first_index, term)| TermRun { first_index, term }).to_vec(),
         records: [(b"conf".to_vec(), b"two".to_vec()), (b"empty".to_vec(), vec![])].into(),
     };
+    let eight = GroupState {
+        hard_state: HardState { term: 7, vote: 3, commit: 12 },
+        truncated: (12, 8),
+        last_index: 12,
+        terms: vec![],
+        records: [(b"conf".to_vec(), b"one".to_vec()), (b"snapshot".to_vec(), b"second".to_vec())].into(),
+    };
     let nine = GroupState { truncated: (30, 6), last_index: 30, ..Default::default() };
     for _ in 0..3 {
         let log = open();
-        assert_eq!(log.groups, [(1, one.clone()), (9, nine.clone())].into());
+        assert_eq!(log.groups, [(1, one.clone()), (8, eight.clone()), (9, nine.clone())].into());
         assert_eq!(
             log.node_records,
             [(b"boot".to_vec(), b"2".to_vec()), (b"identity".to_vec(), b"abc".to_vec())].into()

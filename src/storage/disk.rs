@@ -10,6 +10,8 @@
 //! | `log/*.raftlog` | raft-engine's append queue, 64 MiB a file |
 //! | `log/*.rewrite` | raft-engine's rewrite queue: what is still needed of append files that were purged |
 //! | `log/LOCK` | raft-engine's own lock |
+//! | `snapshots/*.snapshot` | whole snapshots; those count that a record in the log names (rule D1) |
+//! | `snapshots/*.part` | what has been written of snapshots that are not whole; names in `../snapshot/file_name.rs` |
 //!
 //! # What stands in the log
 //!
@@ -58,6 +60,8 @@ mod writer;
 #[cfg(fuzzing)]
 mod anything;
 #[cfg(test)]
+mod snapshot_tests;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
@@ -78,6 +82,7 @@ use self::reader::DiskReader;
 use self::records::Record;
 use self::store::Store;
 use self::writer::DiskWriter;
+use super::snapshot::{self, DiskFolder};
 use super::{GroupState, Opened, StorageError, MAX_GROUP};
 use crate::engine::GroupId;
 
@@ -85,6 +90,9 @@ use crate::engine::GroupId;
 const SEQUENCE_GROUP: GroupId = GroupId::MAX - 3;
 /// Holds the node's records.
 const NODE_GROUP: GroupId = GroupId::MAX - 4;
+
+/// The directory of the snapshots' files, in the data directory.
+const SNAPSHOTS: &str = "snapshots";
 
 /// A rewrite queue with no more than this holds nothing but headers.
 const EMPTY_REWRITE_BYTES: u64 = 128;
@@ -112,8 +120,8 @@ impl Default for Options {
 
 /// Opens the log in a data directory, and creates both if there is nothing yet.
 ///
-/// What it gives back is durable. The directory stays locked until writer and reader are both dropped; after a failure
-/// of the disk, until the process ends.
+/// What it gives back is durable. The directory stays locked until writer, reader and snapshots are all dropped; after a
+/// failure of the log's disk, until the process ends.
 ///
 /// # Errors
 ///
@@ -121,13 +129,7 @@ impl Default for Options {
 /// [`StorageError::MissingGuard`], [`StorageError::LostTail`] and [`StorageError::Damaged`] when it is not all there:
 /// nothing in the log's files was changed then.
 pub fn open(dir: &Path) -> Result<Opened, StorageError> {
-    let (writer, reader, found) = open_with(dir, Options::default())?;
-    Ok(Opened {
-        writer: Box::new(writer),
-        reader: Arc::new(reader),
-        groups: found.groups,
-        node_records: found.node_records,
-    })
+    opened(dir, open_with(dir, Options::default())?)
 }
 
 /// Opens a log of which the simulated world decides what a loss of power leaves: the guard is written whenever
@@ -135,10 +137,20 @@ pub fn open(dir: &Path) -> Result<Opened, StorageError> {
 #[cfg(feature = "sim")]
 pub(crate) fn open_simulated(dir: &Path, file_bytes: u64) -> Result<(Opened, power::Power), StorageError> {
     let options = Options { file_bytes, guard_period: Duration::ZERO, guard_cost_max: 0, ..Options::default() };
-    let (writer, reader, found) = open_with(dir, options)?;
-    let power = writer.store.files.power();
-    let (groups, node_records) = (found.groups, found.node_records);
-    Ok((Opened { writer: Box::new(writer), reader: Arc::new(reader), groups, node_records }, power))
+    let parts = open_with(dir, options)?;
+    let power = parts.0.store.files.power();
+    Ok((opened(dir, parts)?, power))
+}
+
+fn opened(dir: &Path, (writer, reader, found): (DiskWriter, DiskReader, Found)) -> Result<Opened, StorageError> {
+    let lock = writer.store.share_lock().map_err(|error| StorageError::io(dir.join("LOCK"), "share", error))?;
+    Ok(Opened {
+        writer: Box::new(writer),
+        reader: Arc::new(reader),
+        groups: found.groups,
+        node_records: found.node_records,
+        snapshots: Arc::new(snapshot::Store::new(DiskFolder::new(&dir.join(SNAPSHOTS), lock))),
+    })
 }
 
 fn open_with(dir: &Path, options: Options) -> Result<(DiskWriter, DiskReader, Found), StorageError> {
@@ -162,6 +174,8 @@ fn open_with(dir: &Path, options: Options) -> Result<(DiskWriter, DiskReader, Fo
     if listing.append.is_empty() && known.sequence > 0 {
         return Err(StorageError::LostTail { file: log, expected: known.sequence, found: 0 });
     }
+    // A directory of before there were snapshots has none.
+    directory::create(&dir.join(SNAPSHOTS))?;
     directory::create(&log)?;
 
     let files = LogFiles::new(Arc::new(Mutex::new(guard)));

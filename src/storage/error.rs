@@ -8,7 +8,9 @@ use crate::engine::GroupId;
 /// Why the log cannot go on.
 ///
 /// [`StorageError::Compacted`] and [`StorageError::Unavailable`] answer a read that asked for something the log does
-/// not hold; every other variant means that the node must stop.
+/// not hold. [`SnapshotFailed`](StorageError::SnapshotFailed), [`SnapshotDiskFull`](StorageError::SnapshotDiskFull),
+/// [`SnapshotRefused`](StorageError::SnapshotRefused) and [`SnapshotBusy`](StorageError::SnapshotBusy) end a snapshot's
+/// file; the log goes on. Every other variant means that the node must stop.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// An operation of the operating system failed.
@@ -153,6 +155,55 @@ pub enum StorageError {
         /// The last index in the log.
         last: u64,
     },
+    /// A snapshot could not be written.
+    #[error(
+        "cannot {operation} {}: {source}; the log and earlier snapshots are as before: check the disk and its permissions, \
+         and try again", path.display()
+    )]
+    SnapshotFailed {
+        /// The file.
+        path: PathBuf,
+        /// What was tried, as a verb.
+        operation: &'static str,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// There is no room for a snapshot.
+    #[error(
+        "cannot {operation} {}: the disk is full ({source}); the log and earlier snapshots are as before: free some space, \
+         and try again", path.display()
+    )]
+    SnapshotDiskFull {
+        /// The file.
+        path: PathBuf,
+        /// What was tried, as a verb.
+        operation: &'static str,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// What another node sends is not the snapshot that it announced.
+    #[error("{} was not received: {detail}; ask for it again, or ask another node", path.display())]
+    SnapshotRefused {
+        /// The file it was to become.
+        path: PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
+    /// Two want to write one file.
+    #[error("{} is being written already: let that end first", path.display())]
+    SnapshotBusy {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The log does not say which snapshot it begins with.
+    #[error(
+        "the log's record of its snapshot cannot be used: {detail}; restore the data directory, or remove this node from \
+         the cluster and let a new one take its place"
+    )]
+    SnapshotRecord {
+        /// What is wrong.
+        detail: String,
+    },
     /// An earlier call failed; what that left behind is unknown.
     #[error("the log has stopped at an earlier error ({reason}): start the node again once that is solved")]
     Poisoned {
@@ -169,6 +220,15 @@ impl StorageError {
             Self::DiskFull { path, operation, source }
         } else {
             Self::Io { path, operation, source }
+        }
+    }
+
+    /// Names the file and the operation of an error of the operating system that ends a snapshot, and nothing else.
+    pub(super) fn snapshot(path: impl AsRef<Path>, operation: &'static str, source: io::Error) -> Self {
+        match Self::io(path, operation, source) {
+            Self::DiskFull { path, operation, source } => Self::SnapshotDiskFull { path, operation, source },
+            Self::Io { path, operation, source } => Self::SnapshotFailed { path, operation, source },
+            error => error,
         }
     }
 

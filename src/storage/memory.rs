@@ -8,7 +8,7 @@ use parking_lot::RwLock;
 use prost::Message;
 use raft::eraftpb::Entry;
 
-use super::{Batch, Figures, GroupState, LogReader, LogWriter, Opened, StorageError};
+use super::{snapshot, Batch, Figures, GroupState, LogReader, LogWriter, Opened, StorageError};
 use crate::engine::GroupId;
 
 /// Opens an empty log in memory.
@@ -19,6 +19,7 @@ pub fn open() -> Opened {
         reader: Arc::new(MemoryReader { groups }),
         groups: BTreeMap::new(),
         node_records: BTreeMap::new(),
+        snapshots: Arc::new(snapshot::Store::new(snapshot::MemoryFolder::default())),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The durable log behind a small trait, and its memory twin.
+//! The durable log behind a small trait, the snapshots' files beside it, and the memory twins of both.
 //!
 //! One thread, the persist thread, writes; any thread reads. A batch is atomic: after a crash all of it is there, or
 //! none of it.
@@ -22,6 +22,7 @@ mod state;
 mod conformance;
 
 pub use error::StorageError;
+use snapshot::SnapshotStore;
 
 /// What one group adds to a batch.
 #[derive(Clone, Debug, Default)]
@@ -121,6 +122,8 @@ pub struct Opened {
     pub groups: BTreeMap<GroupId, GroupState>,
     /// The node's own records.
     pub node_records: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// The snapshots' files.
+    pub snapshots: Arc<dyn SnapshotStore>,
 }
 
 /// The highest id a group can have: the log keeps those above for itself.

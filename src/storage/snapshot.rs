@@ -4,11 +4,36 @@
 //! ([`RECORD`]): until that record is durable, and after another one is, it is a leftover that [`SnapshotStore::retain`]
 //! removes (rule D1). Whatever moves a snapshot between nodes copies the file's bytes as they are.
 
+mod claim;
+mod disk;
+mod file_name;
+mod folder;
+mod format;
+mod memory;
+mod output;
+mod reading;
+mod receiver;
+mod store;
+mod whole;
+mod writer;
+
+#[cfg(fuzzing)]
+mod anything;
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use prost::Message;
 
-use super::StorageError;
+#[cfg(fuzzing)]
+pub use self::anything::parse_anything;
+pub(crate) use self::disk::DiskFolder;
+pub(crate) use self::memory::MemoryFolder;
+pub(crate) use self::store::Store;
+use super::{GroupState, StorageError};
 use crate::engine::GroupId;
 
 /// The key of the record, among a group's records in the log, that names its snapshot.
@@ -32,6 +57,31 @@ pub struct SnapshotName {
     /// CRC-32 of the whole file.
     #[prost(fixed32, tag = "5")]
     pub checksum: u32,
+}
+
+/// The snapshot that a group's record names, if there is one.
+///
+/// # Errors
+///
+/// [`StorageError::SnapshotRecord`] when the record is not one of ours, or names a snapshot that does not fit the log.
+pub fn snapshot_name(state: &GroupState) -> Result<Option<SnapshotName>, StorageError> {
+    let Some(record) = state.records.get(RECORD) else { return Ok(None) };
+    let wrong = |detail: String| Err(StorageError::SnapshotRecord { detail });
+    let name = match SnapshotName::decode(record.as_slice()) {
+        Ok(name) if name.encode_to_vec() == *record && name.bytes >= format::FILE_BYTES_MIN => name,
+        _ => return wrong("its bytes are not those of a name".to_owned()),
+    };
+    // It stands in one batch with what makes the log begin at or before it (rule D1).
+    match state.term(name.index) {
+        Some(term) if term == name.term => Ok(Some(name)),
+        Some(term) => {
+            wrong(format!("entry {} has term {term} in the log, and {} in the snapshot", name.index, name.term))
+        }
+        None => wrong(format!(
+            "the snapshot is of index {}, and the log begins behind {} and ends at {}",
+            name.index, state.truncated.0, state.last_index
+        )),
+    }
 }
 
 /// What the application's `snapshot()` returned, and `restore()` gets again.
@@ -59,19 +109,26 @@ pub struct Head {
     pub meta: Vec<u8>,
 }
 
-/// The snapshot files of a node.
+/// The snapshot files of a node. Its methods, and those of what it opens, wait for the disk.
+///
+/// A failed [`create`](Self::create) or [`receive`](Self::receive), and what they return, harm neither the log nor other
+/// snapshots; after a failure the file is begun anew.
 pub trait SnapshotStore: Send + Sync {
     /// Begins the file of a snapshot that is taken here. Dropped unfinished, it leaves nothing behind.
     fn create(&self, head: &Head) -> Result<Box<dyn SnapshotWriter>, StorageError>;
 
     /// Begins to receive a file of this name, or goes on where an earlier attempt at the same name ended.
-    /// Dropped unfinished, what has come is kept for the next attempt.
+    /// Dropped unfinished, what has come is kept for the next attempt, which reads it again and checks it.
     fn receive(&self, name: &SnapshotName) -> Result<Box<dyn SnapshotReceiver>, StorageError>;
 
     /// Opens a file that is there and whole.
     fn open(&self, name: &SnapshotName) -> Result<Arc<dyn SnapshotFile>, StorageError>;
 
     /// Removes all files but these, finished or not. Those that are open stay readable until they are dropped.
+    ///
+    /// What is on its way to be named stays, too, as long as it is ahead of these: what was finished since the start, for its
+    /// record may be under way, and of what has come from other nodes in part, what is furthest ahead of its group. So does
+    /// what is being written. Files that are not the store's are left alone.
     fn retain(&self, names: &[SnapshotName]) -> Result<(), StorageError>;
 }
 

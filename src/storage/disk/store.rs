@@ -38,6 +38,14 @@ impl Store {
         }
     }
 
+    /// The lock of the data directory, for one who writes beside the log: it is held until both have let go of it.
+    pub fn share_lock(&self) -> std::io::Result<File> {
+        match &self.lock {
+            Some(lock) => lock.try_clone(),
+            None => Err(std::io::Error::other("the log is closed")),
+        }
+    }
+
     /// Writes a batch. After an error the files are frozen, and the engine is never dropped.
     pub fn write(&self, batch: &mut LogBatch, sync: bool) -> Result<(), StorageError> {
         self.change(|engine| engine.write(batch, sync).map(drop))

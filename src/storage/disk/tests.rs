@@ -14,14 +14,14 @@ use crate::storage::conformance::{self, batch, entries, truncated};
 use crate::storage::{memory, Batch, GroupWrite, LogReader, LogWriter};
 use raft_engine::LogBatch;
 
-const SMALL: Options = Options {
+pub(super) const SMALL: Options = Options {
     file_bytes: 64 << 10,
     purge_threshold_bytes: 256 << 10,
     guard_period: Duration::ZERO,
     guard_cost_max: 10,
 };
 
-fn opened(dir: &Path) -> (DiskWriter, DiskReader, Found) {
+pub(super) fn opened(dir: &Path) -> (DiskWriter, DiskReader, Found) {
     open_with(dir, SMALL).unwrap()
 }
 
@@ -33,7 +33,7 @@ fn error_of(dir: &Path) -> StorageError {
 }
 
 /// What a crash of the process at this moment leaves: the page cache, and no destructor.
-fn crashed(dir: &Path) -> tempfile::TempDir {
+pub(super) fn crashed(dir: &Path) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     copy_dir(dir, copy.path());
     copy
@@ -51,12 +51,12 @@ fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
-fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+pub(super) fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let log = fs::read_dir(dir.join("log")).unwrap();
     log.map(|entry| entry.unwrap().path()).map(|path| (path.clone(), fs::read(path).unwrap())).collect()
 }
 
-fn newest(dir: &Path) -> PathBuf {
+pub(super) fn newest(dir: &Path) -> PathBuf {
     let listing = Listing::read(&dir.join("log")).unwrap();
     dir.join("log").join(file_name(Queue::Append, *listing.append.last().unwrap()))
 }
@@ -65,7 +65,7 @@ fn last_of(found: &Found, group: GroupId) -> u64 {
     found.groups.get(&group).map_or(0, |state| state.last_index)
 }
 
-fn write_small(writer: &mut DiskWriter, indexes: std::ops::Range<u64>) {
+pub(super) fn write_small(writer: &mut DiskWriter, indexes: std::ops::Range<u64>) {
     for index in indexes {
         writer.write(batch([entries(1, index..index + 1, 1, 40)])).unwrap();
     }
@@ -134,7 +134,7 @@ fn a_file_in_the_place_of_the_directory_is_named() {
 fn a_creation_that_was_interrupted_is_finished() {
     let dir = tempfile::tempdir().unwrap();
     drop(opened(dir.path()));
-    // The order of creation is lock, guard, format, log.
+    // The order of creation is lock, guard, format, snapshots, log.
     for left in [vec![], vec!["LOCK"], vec!["LOCK", "guard"], vec!["LOCK", "guard", "FORMAT"]] {
         let copy = tempfile::tempdir().unwrap();
         drop(GuardFile::create(&copy.path().join("guard")).unwrap());
@@ -805,6 +805,12 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// With the record that a snapshot has (rule D1).
+fn named(write: GroupWrite) -> GroupWrite {
+    let record = format!("{:?}", write.truncated).into_bytes();
+    GroupWrite { records: vec![(b"snapshot".to_vec(), record)], ..write }
+}
+
 /// What a step writes to a log in this state.
 fn write_of(step: &Step, groups: &BTreeMap<GroupId, GroupState>) -> Option<Batch> {
     let state = |group: &u64| groups.get(group).cloned().unwrap_or_default();
@@ -818,12 +824,15 @@ fn write_of(step: &Step, groups: &BTreeMap<GroupId, GroupState>) -> Option<Batch
         Step::Compact { group, keep } => {
             let state = state(group);
             let index = state.last_index.saturating_sub(*keep).max(state.truncated.0);
-            Some(batch([truncated(*group, index, state.term(index)?)]))
+            Some(batch([named(truncated(*group, index, state.term(index)?))]))
         }
         Step::Snapshot { group, ahead } => {
             let state = state(group);
             let term = state.term(state.last_index)? + 1;
-            Some(batch([truncated(*group, state.last_index + ahead + 1, term)]))
+            // Behind the log's end, or in its middle, where an entry of another term stood.
+            let index = (state.last_index + ahead + 1).saturating_sub(10).max(state.truncated.0 + 1);
+            let hard_state = Some(HardState { term, vote: 2, commit: index });
+            Some(batch([GroupWrite { hard_state, ..named(truncated(*group, index, term)) }]))
         }
         Step::HardState { group, term } => {
             let hard_state = Some(HardState { term: *term, vote: 1, commit: 0 });
