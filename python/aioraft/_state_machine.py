@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from ._core import Entry
 from ._errors import ConfigError, shown
 
-__all__ = ["StateMachine", "claim", "has_batch"]
+__all__ = ["StateMachine", "check", "claim", "has_batch", "shared"]
 
 R = TypeVar("R")
 
@@ -66,6 +66,21 @@ _used: weakref.WeakValueDictionary[int, StateMachine[Any]] = weakref.WeakValueDi
 
 def claim(machine: StateMachine[Any]) -> None:
     """Give `machine` to one node; raises `ConfigError` for anything but a fresh, plain state machine."""
+    check(machine)
+    if _used.get(id(machine)) is machine:
+        raise shared(machine)
+    _used[id(machine)] = machine
+
+
+def shared(machine: StateMachine[Any]) -> ConfigError:
+    """Return the error for a state machine that two nodes were given."""
+    return ConfigError(
+        f"state_machine = {shown(machine)} belongs to another node already: make a new instance for each node"
+    )
+
+
+def check(machine: StateMachine[Any]) -> None:
+    """Raise `ConfigError` for anything but a plain state machine."""
     if isinstance(machine, type) and issubclass(machine, StateMachine):
         raise ConfigError(
             f"state_machine = {machine.__name__}: it must be an instance, such as {machine.__name__}(), not the class"
@@ -80,11 +95,6 @@ def claim(machine: StateMachine[Any]) -> None:
                 f"state_machine.{method} is async: it must be a plain method, since every node runs it at the same "
                 "place in the log; await what it decided after `propose`"
             )
-    if _used.get(id(machine)) is machine:
-        raise ConfigError(
-            f"state_machine = {shown(machine)} belongs to another node already: make a new instance for each node"
-        )
-    _used[id(machine)] = machine
 
 
 def has_batch(machine: StateMachine[Any]) -> bool:
