@@ -181,15 +181,14 @@ impl Plan {
     }
 
     /// The same for a guest: with as many nodes as it wants, in memory, and with what happens to an application only.
-    /// Disks that are lost and peers that lie are the engine's affair; and a packet that is lost while its connection stays
-    /// up, as none is on TCP, may leave a call without a deadline waiting for ever, which is no fault of the guest's.
+    /// Disks that are lost and peers that lie are the engine's affair.
     pub fn for_guest(seed: u64, nodes: usize) -> Self {
         let mut plan = Self::of(seed, EDITION, Some(nodes));
         (plan.files, plan.padding, plan.takes_snapshots, plan.keeps_state) = (false, 0, false, false);
         plan.tuning.max_entry_bytes = (GUEST_BYTES_MAX + objects::LEN) as u64;
         let is_for_the_engine = |fault| {
             matches!(fault, Fault::Wipe { .. } | Fault::RollBack { .. } | Fault::Clone { .. })
-                || matches!(fault, Fault::Forge { .. } | Fault::WrongMembers { .. } | Fault::Loss { .. })
+                || matches!(fault, Fault::Forge { .. } | Fault::WrongMembers { .. })
         };
         plan.faults.retain(|scheduled| !is_for_the_engine(scheduled.fault));
         plan
