@@ -299,14 +299,20 @@ impl Job {
 
     fn run(&self, form: Form) {
         let written = catch_unwind(AssertUnwindSafe(|| self.write(form)));
-        self.end(written.unwrap_or_else(|_| Err("the thread that wrote it panicked; please report this".into())));
+        let result = written.unwrap_or_else(|_| Err("the thread that wrote it panicked; please report this".into()));
+        // Whoever has failed it knows why, but nobody need be waiting for what the disk says.
+        if let (Err(reason), false) = (&result, matches!(self.state.lock().stage, Stage::Failed(_))) {
+            let (node, index) = (self.shared.node, self.head.index);
+            tracing::error!(node, index, "the snapshot of index {index} failed, and the node goes on: {reason}");
+        }
+        self.end(result);
         self.shared.threads.fetch_sub(1, Ordering::AcqRel);
         self.shared.driver.wake();
     }
 
     fn write(&self, form: Form) -> Result<Arc<dyn SnapshotFile>, String> {
         let head = Head { form, ..self.head.clone() };
-        let mut writer = self.shared.store.create(&head).map_err(|error| self.disk_failed(&error))?;
+        let mut writer = self.shared.store.create(&head).map_err(|error| sentence(&error))?;
         while let Some(piece) = self.next_piece()? {
             let bytes = (*piece).as_ref();
             match form {
@@ -317,7 +323,7 @@ impl Job {
             }
             self.written(bytes.len() + PIECE_OVERHEAD);
         }
-        writer.finish().map_err(|error| self.disk_failed(&error))
+        writer.finish().map_err(|error| sentence(&error))
     }
 
     /// The next piece, or `None` behind the last.
@@ -342,7 +348,7 @@ impl Job {
         if let Stage::Failed(reason) = &self.state.lock().stage {
             return Err(reason.clone());
         }
-        writer.write_chunk(chunk).map_err(|error| self.disk_failed(&error))
+        writer.write_chunk(chunk).map_err(|error| sentence(&error))
     }
 
     /// There is room for so much more.
@@ -359,19 +365,16 @@ impl Job {
             application.wake();
         }
     }
+}
 
-    /// Says it in the log: nobody need be waiting for this snapshot.
-    fn disk_failed(&self, error: &StorageError) -> String {
-        // What these say of starting the node again is meant for its log, whose failure stops it.
-        let reason = match error {
-            StorageError::Io { path, operation, source } | StorageError::DiskFull { path, operation, source } => {
-                format!("cannot {operation} {} ({source})", path.display())
-            }
-            other => other.to_string(),
-        };
-        let (node, index) = (self.shared.node, self.head.index);
-        tracing::error!(node, index, "the snapshot of index {index} failed, and the node goes on: {reason}");
-        reason
+/// What is wrong with the disk. What the error says of starting the node again is meant for its log, whose failure stops
+/// it.
+fn sentence(error: &StorageError) -> String {
+    match error {
+        StorageError::Io { path, operation, source } | StorageError::DiskFull { path, operation, source } => {
+            format!("cannot {operation} {} ({source})", path.display())
+        }
+        other => other.to_string(),
     }
 }
 

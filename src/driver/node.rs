@@ -284,25 +284,10 @@ impl Node {
 
     fn take_captures(&mut self) {
         for Outcome { index, result } in self.captures.take_outcomes() {
-            match &result {
-                Ok(file) => {
-                    let bytes = file.name().bytes;
-                    tracing::info!(
-                        node = self.id,
-                        group = APPLICATION_GROUP,
-                        index,
-                        bytes,
-                        "a snapshot of entry {index} is taken"
-                    );
-                }
-                Err(reason) => {
-                    tracing::warn!(
-                        node = self.id,
-                        group = APPLICATION_GROUP,
-                        index,
-                        "no snapshot of entry {index}: {reason}"
-                    );
-                }
+            // One that failed has said so.
+            if let Ok(file) = &result {
+                let (node, group, bytes) = (self.id, APPLICATION_GROUP, file.name().bytes);
+                tracing::info!(node, group, index, bytes, "a snapshot of entry {index} is taken");
             }
             self.engine.handle_captured(index, result.map(|file| *file.name()));
         }
