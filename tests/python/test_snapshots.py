@@ -95,7 +95,7 @@ async def test_the_log_is_compacted_by_itself(
         async with node(tmp_path, members, machine, snapshot_trail=20, **limit) as running:
             await running.read_barrier()
             assert machine.total == 1000 * start
-            assert machine.applied < 400
+            assert machine.applied < 500  # what `is_compacted` leaves
             for _ in range(10):
                 await running.propose_many([b"1"] * 100)
             await until(functools.partial(is_compacted, running), "the log is compacted")
