@@ -30,12 +30,12 @@ test-rust: $(BUILD_TOOLS)
 	if [ -n "$$libdir" ] && ls "$$libdir"/libpython3.*.so >/dev/null 2>&1; then LD_LIBRARY_PATH="$$libdir" cargo test --lib bridge; \
 	else echo "this Python has no libpython to link with: the bridge is tested by pytest alone"; fi
 	cargo test --release --no-default-features --features sim -- sim::
-	@$(MAKE) --no-print-directory sim SEEDS=300 FROM=1 SECONDS=60
+	@$(MAKE) --no-print-directory sim SEEDS=300 SECONDS=60
 
-# SEED=x runs one seed again; FROM=x begins there instead of at a random seed.
+# SEED=x runs one seed again (EDITION=n: as it was drawn then); FROM=x begins there instead of at a random seed.
 sim: $(BUILD_TOOLS) ## A simulated world, all faults, and its checkers (SEEDS=n FROM=seed, or SEED=x again)
 	@cargo run --quiet --release --no-default-features --features sim --example sim -- \
-		$(if $(SEED),seed $(SEED),seeds $(SEEDS) $(or $(FROM),new) $(SECONDS))
+		$(if $(SEED),seed $(SEED) $(EDITION),seeds $(SEEDS) $(or $(FROM),new) $(SECONDS))
 
 sim-mutants: $(BUILD_TOOLS) ## Deliberate bugs: which checker of the simulated world finds each, and how soon
 	@cargo run --quiet --release --no-default-features --features sim --example sim -- mutants

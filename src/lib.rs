@@ -3,7 +3,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`engine`] | the consensus core: sans-I/O, the same in the real and in any simulated world |
-//! | [`storage`] | the fsynced log and its memory twin |
+//! | [`storage`] | the fsynced log, the snapshots' files, and the memory twins of both |
 //! | [`transport`] | wire format, TCP |
 //! | [`driver`] | a tokio thread that runs the engine's effects, and the thread that keeps its log |
 //! | `sim` | a simulated world round the same engine, and its checkers (feature `sim`) |

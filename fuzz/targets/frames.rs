@@ -3,7 +3,8 @@
 #![no_main]
 
 use aioraft::transport::snapshot_frames::{
-    decode_begin, decode_data, decode_offset, encode_begin, encode_data, encode_offset, BEGIN_BYTES_MAX, PIECE_BYTES_MAX,
+    decode_begin, decode_data, decode_offset, encode_begin, encode_data, encode_offset, BEGIN_BYTES_MAX,
+    PIECE_BYTES_MAX,
 };
 use aioraft::transport::wire::{self, Header, Kind, HEADER_LEN, PROTOCOL_VERSION};
 use libfuzzer_sys::fuzz_target;

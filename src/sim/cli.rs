@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::clock::SECOND;
-use super::plan::{Plan, END};
+use super::plan::{Plan, EDITION, END};
 use super::shrink::shrink;
 use super::{run, Figures};
 use crate::mutants::{self, Mutant};
@@ -22,7 +22,7 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 /// Lines of a transcript that are printed; the whole is in a file.
 const LINES_PRINTED: usize = 60;
 
-const USAGE: &str = "usage: sim seeds COUNT [FIRST] [SECONDS] | sim seed SEED | sim mutants [NAME]";
+const USAGE: &str = "usage: sim seeds COUNT [FIRST] [SECONDS] | sim seed SEED [EDITION] | sim mutants [NAME]";
 
 /// Runs what the arguments ask for.
 pub fn main() -> ExitCode {
@@ -36,7 +36,7 @@ pub fn main() -> ExitCode {
             let first = number(2).unwrap_or_else(|| getrandom::u64().unwrap_or(1) >> 16);
             many(first, count, number(3).map_or(Duration::MAX, Duration::from_secs))
         }
-        (Some("seed"), Some(seed)) => one(seed),
+        (Some("seed"), Some(seed)) => one(seed, number(2).map_or(EDITION, |edition| edition as u32)),
         (Some("mutants"), _) => mutants(arguments.get(1).map(String::as_str)),
         _ => {
             eprintln!("{USAGE}");
@@ -87,8 +87,8 @@ fn many(first: u64, count: u64, time: Duration) -> ExitCode {
     }
 }
 
-fn one(seed: u64) -> ExitCode {
-    let plan = Plan::new(seed);
+fn one(seed: u64, edition: u32) -> ExitCode {
+    let plan = Plan::of_edition(seed, edition);
     let outcome = run(&plan, false);
     println!("sim: seed {seed}, {}", outcome.figures);
     match outcome.violation {
@@ -102,7 +102,8 @@ fn one(seed: u64) -> ExitCode {
 
 /// Tells a failure: what to run again, and the shortest schedule of faults that leads to it.
 fn report(plan: &Plan) {
-    println!("\nFAILED: seed {}, commit {}; again with: make sim SEED={}", plan.seed, commit(), plan.seed);
+    let edition = if plan.edition == EDITION { String::new() } else { format!(" EDITION={}", plan.edition) };
+    println!("\nFAILED: seed {}, commit {}; again with: make sim SEED={}{edition}", plan.seed, commit(), plan.seed);
     let (shortest, outcome) = shrink(plan);
     println!("{} nodes, {} clients each, {:?}", shortest.nodes, shortest.clients, shortest.tuning);
     println!("faults ({} of {}):", shortest.faults.len(), plan.faults.len());
@@ -173,7 +174,7 @@ fn threads() -> usize {
 }
 
 impl Figures {
-    fn add(&mut self, other: &Self) {
+    pub(super) fn add(&mut self, other: &Self) {
         self.happenings += other.happenings;
         self.calls += other.calls;
         self.answered += other.answered;
@@ -185,6 +186,9 @@ impl Figures {
         self.installed += other.installed;
         self.restored += other.restored;
         self.compacted += other.compacted;
+        self.lost += other.lost;
+        self.late += other.late;
+        self.repeated += other.repeated;
         self.worlds += 1;
     }
 }
@@ -192,13 +196,14 @@ impl Figures {
 impl std::fmt::Display for Figures {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { happenings, calls, answered, applied, starts, leaders, refused, worlds, .. } = self;
-        let Self { snapshots, installed, restored, compacted, .. } = self;
+        let Self { lost, late, repeated, snapshots, installed, restored, compacted, .. } = self;
         let hours = (worlds * END) as f64 / SECOND as f64 / 3600.0;
         write!(
             f,
             "{hours:.1} h of virtual time, {happenings} happenings, {calls} calls ({answered} answered), {applied} \
-             applied, {starts} starts, {leaders} leaders, {refused} connections refused, {snapshots} snapshots \
-             ({installed} installed, {restored} restored, {compacted} readers overtaken)"
+             applied, {starts} starts, {leaders} leaders, {refused} connections refused, {lost} packets lost, {late} \
+             late, {repeated} repeated, {snapshots} snapshots ({installed} installed, {restored} restored, {compacted} \
+             readers overtaken)"
         )
     }
 }

@@ -11,6 +11,7 @@ mod completeness;
 mod digests;
 mod election;
 mod exactly_once;
+mod followers;
 mod linearizability;
 pub mod linearizable;
 mod logs;
@@ -81,6 +82,7 @@ impl Checkers {
             Box::new(stops::Stops),
             Box::<election::Election>::default(),
             Box::<append_only::AppendOnly>::default(),
+            Box::<followers::Followers>::default(),
             Box::<matching::Matching>::default(),
             Box::<safety::Safety>::default(),
             Box::<completeness::Completeness>::default(),
@@ -90,7 +92,7 @@ impl Checkers {
             Box::<time::Time>::default(),
             Box::<digests::Digests>::default(),
             Box::<commits::Commits>::default(),
-            Box::new(bounds::Bounds::new(&plan.tuning)),
+            Box::new(bounds::Bounds::new(&plan.tuning, plan.takes_snapshots)),
             Box::<awaits::Awaits>::default(),
             Box::new(recovery::Recovery::new(plan.nodes)),
             Box::<linearizability::Linearizability>::default(),

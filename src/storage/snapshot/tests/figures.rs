@@ -11,7 +11,7 @@ fn memory_kib(which: &str) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// `cargo test --release --no-default-features storage::snapshot -- --ignored --nocapture figures`
+/// `cargo test --release --no-default-features --lib -- --ignored --nocapture figures_of_a_gibibyte`
 #[test]
 #[ignore = "a measurement, of the whole process's memory"]
 fn figures_of_a_gibibyte_of_chunks() {
