@@ -27,6 +27,9 @@ const PIECE_OVERHEAD: usize = 128;
 /// [`Form::Bytes`] is written in chunks of this size.
 const CHUNK_BYTES: usize = 1 << 20;
 
+/// Why a capture fails with its node.
+const ENDED: &str = "the node ended first";
+
 /// Bytes that the application has handed over, and that nobody changes.
 pub type Piece = Box<dyn AsRef<[u8]> + Send>;
 
@@ -44,7 +47,8 @@ pub struct Captures(Arc<Shared>);
 
 struct Shared {
     node: NodeId,
-    store: Arc<dyn SnapshotStore>,
+    /// Until the node ends: whoever still has a [`Capture`] then must not keep the data directory locked.
+    store: Mutex<Option<Arc<dyn SnapshotStore>>>,
     driver: Box<dyn Wake>,
     dispatch: tracing::Dispatch,
     outcomes: Mutex<Vec<Outcome>>,
@@ -62,7 +66,7 @@ impl Captures {
     ) -> Self {
         Self(Arc::new(Shared {
             node,
-            store,
+            store: Mutex::new(Some(store)),
             driver,
             dispatch,
             outcomes: Mutex::default(),
@@ -90,12 +94,17 @@ impl Captures {
         std::mem::take(&mut *self.0.outcomes.lock())
     }
 
-    /// Fails all that are under way: the node ends. Their threads end after the write in hand.
+    /// Fails all that are under way: the node ends. Their threads end after the write in hand, and once
+    /// [`Self::is_idle`] nothing of this holds the store any more.
     pub fn abandon(&self) {
+        let store = self.0.store.lock().take();
+        drop(store);
         let under_way = std::mem::take(&mut *self.0.under_way.lock());
         for job in under_way.iter().filter_map(Weak::upgrade) {
-            job.fail("the node ended first");
+            job.fail(ENDED);
         }
+        let outcomes = self.take_outcomes();
+        drop(outcomes);
     }
 
     /// Whether no thread writes any more.
@@ -306,13 +315,18 @@ impl Job {
             tracing::error!(node, index, "the snapshot of index {index} failed, and the node goes on: {reason}");
         }
         self.end(result);
+        if self.shared.store.lock().is_none() {
+            // Nobody collects it any more, and a file may keep the store.
+            self.shared.outcomes.lock().clear();
+        }
         self.shared.threads.fetch_sub(1, Ordering::AcqRel);
         self.shared.driver.wake();
     }
 
     fn write(&self, form: Form) -> Result<Arc<dyn SnapshotFile>, String> {
         let head = Head { form, ..self.head.clone() };
-        let mut writer = self.shared.store.create(&head).map_err(|error| sentence(&error))?;
+        let store = self.shared.store.lock().clone().ok_or(ENDED)?;
+        let mut writer = store.create(&head).map_err(|error| sentence(&error))?;
         while let Some(piece) = self.next_piece()? {
             let bytes = (*piece).as_ref();
             match form {
