@@ -13,6 +13,7 @@ mod pipeline;
 mod reading;
 mod routes;
 mod snapshots;
+mod starting;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
