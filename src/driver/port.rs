@@ -119,7 +119,7 @@ pub enum Completion {
         /// Whose call.
         token: Token,
         /// The commands, in log order, and the index through which they are complete;
-        /// or the first index that can still be read, if `after` lies before it.
+        /// or the lowest index behind which can still be read, if `after` lies before it.
         result: Result<(Vec<Applied>, u64), u64>,
     },
     /// Ask the application for its snapshot, which is to be what it has applied by now and nothing later (rules C2, C3).

@@ -236,7 +236,9 @@ pub enum Fault {
     },
     /// What the state machine says that it holds durably is not in the log (rule D2).
     #[error(
-        "the state machine says that it holds everything up to entry {index} of term {term}, and the log {found}: state          machine and data directory do not belong together, or one of them was rolled back; put both back as they were          together, or start this node as a new member"
+        "the state machine says that it holds everything up to entry {index} of term {term}, and the log {found}: state \
+         machine and data directory do not belong together, or one of them was rolled back; put both back as they were \
+         together, or start this node as a new member"
     )]
     Durable {
         /// What it says.
