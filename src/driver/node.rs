@@ -814,6 +814,8 @@ impl Node {
             applied: engine.applied,
             first_index: engine.first_index,
             last_index: engine.last_index,
+            snapshot_index: engine.snapshot_index,
+            snapshot_bytes: engine.snapshot_bytes,
             timestamp_ns: engine.timestamp_ns,
             boot: members.record.boot,
             pending_proposals: engine.pending_proposals,

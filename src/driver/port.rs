@@ -337,6 +337,10 @@ pub struct Status {
     pub first_index: u64,
     /// Last index in the log.
     pub last_index: u64,
+    /// Index of the newest snapshot that the log names durably; 0 without one.
+    pub snapshot_index: u64,
+    /// Bytes of its file.
+    pub snapshot_bytes: u64,
     /// Replicated time of the last applied entry, nanoseconds.
     pub timestamp_ns: u64,
     /// This start's boot number.

@@ -904,8 +904,10 @@ pub struct EngineStatus {
     pub commit: u64,
     /// The engine's cursor.
     pub applied: u64,
-    /// Index of the newest snapshot on this node's disk; 0 if there is none.
+    /// Index of the newest snapshot that the log names durably; 0 if there is none.
     pub snapshot_index: u64,
+    /// Bytes of its file.
+    pub snapshot_bytes: u64,
     /// First index in the log.
     pub first_index: u64,
     /// Last index in the log.
@@ -957,7 +959,8 @@ impl Engine {
             leader: self.leadership.leader,
             commit: raft.raft_log.committed,
             applied: self.applier.applied(),
-            snapshot_index: self.snapshots.newest().map_or(0, |(name, _)| name.index),
+            snapshot_index: self.snapshots.durable().map_or(0, |name| name.index),
+            snapshot_bytes: self.snapshots.durable().map_or(0, |name| name.bytes),
             first_index: self.raw.store().truncated_index() + 1,
             last_index: raft.raft_log.last_index(),
             timestamp_ns: self.applier.timestamp_ns(),
