@@ -75,12 +75,14 @@ pub enum Mutant {
     SnapshotWithoutSessions,
     /// A snapshot holds the sessions as of when it is taken, not as of its index (rule C2).
     SessionsLaterThanCapture,
+    /// It is not noticed that raft-rs has given up a transfer of leadership.
+    IgnoreAbortedTransfer,
 }
 
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::AcknowledgeBeforeFsync,
         Self::AnswerEmptyReadyAtOnce,
         Self::ConfirmOneTooMany,
@@ -111,6 +113,7 @@ impl Mutant {
         Self::AdmitUnknownEntries,
         Self::AdmitStaleReject,
         Self::AdmitProposals,
+        Self::IgnoreAbortedTransfer,
     ];
 }
 

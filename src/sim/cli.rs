@@ -180,6 +180,7 @@ impl Figures {
         self.applied += other.applied;
         self.starts += other.starts;
         self.leaders += other.leaders;
+        self.transferred += other.transferred;
         self.refused += other.refused;
         self.snapshots += other.snapshots;
         self.installed += other.installed;
@@ -192,12 +193,12 @@ impl Figures {
 impl std::fmt::Display for Figures {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { happenings, calls, answered, applied, starts, leaders, refused, worlds, .. } = self;
-        let Self { snapshots, installed, restored, compacted, .. } = self;
+        let Self { transferred, snapshots, installed, restored, compacted, .. } = self;
         let hours = (worlds * END) as f64 / SECOND as f64 / 3600.0;
         write!(
             f,
             "{hours:.1} h of virtual time, {happenings} happenings, {calls} calls ({answered} answered), {applied} \
-             applied, {starts} starts, {leaders} leaders, {refused} connections refused, {snapshots} snapshots \
+             applied, {starts} starts, {leaders} leaders ({transferred} handed over), {refused} connections refused, {snapshots} snapshots \
              ({installed} installed, {restored} restored, {compacted} readers overtaken)"
         )
     }

@@ -63,6 +63,8 @@ pub enum Lie {
 pub enum Fault {
     /// The process ends at its `after`-th effect or step from now on, and is started again when it has been `down`.
     Crash { target: Target, kind: Crash, after: u32, down: Time },
+    /// The application calls for another leader: this machine's node, or whoever is furthest.
+    Transfer { target: Target, to: Option<usize>, patience: Option<Time> },
     /// The application closes its node, and starts it again.
     Close { target: Target, drain: Time, down: Time },
     /// The process is stopped (SIGSTOP).
@@ -189,7 +191,7 @@ impl Plan {
             files: rng.u32(0..3) == 0,
             takes_snapshots: snapshots.u32(0..8) > 0,
             keeps_state: snapshots.u32(0..4) == 0,
-            faults: faults(&mut rng, nodes),
+            faults: with_transfers(seed, nodes, faults(&mut rng, nodes)),
         }
     }
 }
@@ -246,6 +248,23 @@ fn faults(rng: &mut Rng, nodes: usize) -> Vec<Scheduled> {
         let at = rng.u64(begin..HEALED - SECOND);
         let kind = kinds[rng.usize(0..kinds.len())];
         faults.push(Scheduled { at, fault: fault(rng, kind, nodes, at) });
+    }
+    faults.sort_by_key(|scheduled| scheduled.at);
+    faults
+}
+
+/// Leadership changes hands in some worlds, few or many times. Drawn from a source of its own, so that all else of a seed
+/// stays what it was.
+fn with_transfers(seed: u64, nodes: usize, mut faults: Vec<Scheduled>) -> Vec<Scheduled> {
+    let mut rng = Rng::with_seed(seed ^ 0x7a45_7065);
+    let count = *pick(&mut rng, &[0, 0, 2, 10, 40]);
+    for _ in 0..count {
+        let at = rng.u64(SECOND..HEALED - SECOND);
+        let machine = rng.usize(0..nodes);
+        let target = if rng.u32(0..8) > 0 { Target::LeaderOr(machine) } else { Target::Machine(machine) };
+        let to = rng.bool().then(|| rng.usize(0..nodes));
+        let patience = (rng.u32(0..4) > 0).then(|| rng.u64(1..60).pow(2) * MS);
+        faults.push(Scheduled { at, fault: Fault::Transfer { target, to, patience } });
     }
     faults.sort_by_key(|scheduled| scheduled.at);
     faults
