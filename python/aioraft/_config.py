@@ -30,7 +30,7 @@ class Config:
     read_timeout: float | None = 10.0
     """The default deadline of `read_barrier`; None waits for ever."""
     close_timeout: float = 5.0
-    """How long `aclose()` lets calls in flight end before it fails them; a leader hands over in the first half of it."""
+    """How long `aclose()` lets calls in flight end before it fails them; in half of that a leader hands over."""
     max_entry_bytes: int = 8 * _MIB
     """The longest command; a longer one is refused with `ProposalTooLargeError`."""
     max_pending_proposals: int = 65_536

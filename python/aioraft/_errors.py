@@ -196,7 +196,7 @@ class SnapshotTimeoutError(SnapshotError, TimeoutError):
 
 
 class TransferError(RaftError):
-    """No other node leads: this one does not lead itself, or nobody could take over. The message says why, and who leads.
+    """No other node leads now: this one did not lead itself, or nobody could take over. The message says which.
 
     The node goes on, and takes proposals again.
     """

@@ -169,9 +169,9 @@ class Node(Generic[R]):
            call to `aclose` fails with `NodeClosedError`.
         4. The log is written and closed, and the peers are told.
 
-        With `close_timeout` = 0 it closes at once. May be called again, and at once by several tasks: all return when the node is closed. Cancelled, it stops
-        waiting, and the node closes all the same. A call of `apply` that is running is waited for; what is not
-        applied by then will be after the next start.
+        With `close_timeout` = 0 it closes at once. May be called again, and at once by several tasks: all return when
+        the node is closed. Cancelled, it stops waiting, and the node closes all the same. A call of `apply` that is
+        running is waited for; what is not applied by then will be after the next start.
         """
         closed = None if self._running is None else self._running.close(self._config.close_timeout)
         self._closing = True  # not before: a call from a wrong place has raised, and changes nothing

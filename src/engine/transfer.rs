@@ -201,7 +201,12 @@ impl Transfers {
         let others = voters.iter().filter(|voter| *voter != self.id);
         let ready = others.filter(|voter| self.named().is_none_or(|named| named == *voter)).filter_map(|voter| {
             let progress = prs.get(voter).filter(|_| routes.contains(&voter))?;
-            let is_near = progress.state == ProgressState::Replicate && progress.matched >= self.committed;
+            let is_near = match progress.state {
+                ProgressState::Replicate => progress.matched >= self.committed,
+                // raft-rs probes a new connection until there is something to send.
+                ProgressState::Probe => progress.matched == raft.raft_log.last_index(),
+                ProgressState::Snapshot => false,
+            };
             (is_near && progress.recent_active).then_some((progress.matched, voter))
         });
         ready.max().map(|(_, voter)| voter)

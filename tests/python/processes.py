@@ -328,10 +328,13 @@ class Processes:
 
 
 @contextlib.asynccontextmanager
-async def three_processes(folder: pathlib.Path, seed: int, **settings: Any) -> AsyncIterator[Processes]:
+async def three_processes(
+    folder: pathlib.Path, seed: int, program: pathlib.Path = Processes.program, /, **settings: Any
+) -> AsyncIterator[Processes]:
     """Start three replicas, and end them; those that a test leaves running must end in good order."""
     with reserved_addresses(3) as members:
         processes = Processes(folder, members, seed, QUICK_ELECTIONS | {"propose_timeout": 20.0} | settings)
+        processes.program = program
         try:
             await processes.start()
             yield processes
