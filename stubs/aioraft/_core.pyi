@@ -6,7 +6,7 @@ from asyncio import AbstractEventLoop, Future
 from collections.abc import Iterable
 from typing import Any, Final, final
 
-__all__ = ["Capture", "Chunks", "Core", "Entry", "Faults"]
+__all__ = ["Capture", "Chunks", "Core", "Entry", "Faults", "World"]
 
 @final
 class Capture:
@@ -281,4 +281,35 @@ class Faults:
     def heal(self, /) -> None:
         """
         Every way is whole, quick and reliable again.
+        """
+
+@final
+class World:
+    """
+    A simulated minute of a cluster's life. Private: use `aioraft.testing.Simulation`.
+
+    Raises ValueError if there are not 2 to 9 nodes.
+    """
+    def __new__(cls, /, seed: "int", nodes: "int") -> World: ...
+    def run(self, /, guest: Any, record: "bool" = False) -> dict[str, Any]:
+        """
+        Let it happen, from the birth of the cluster to its end, and return figures about it.
+
+        `guest.command()` returns the next command, bytes. `guest.start(node)` is called when a node starts and returns
+        its replica: `replica.apply(entry)`, or `replica.apply_batch(entries)` if `replica.is_batch`, is treated as a
+        node treats a state machine. `replica.settle(value, error)` is told what each entry came to, in order, and
+        `replica.refuse(message, error)` that the node stops with the next one unapplied.
+
+        What `guest` and `replica` raise themselves ends the world and is raised here; so are signals' exceptions, within
+        a moment, and what `apply` raises that is no Exception. Raises RaftError for a fault of aioraft itself.
+        """
+    @property
+    def seed(self, /) -> int:
+        """
+        What decides everything in it.
+        """
+    @property
+    def transcript(self, /) -> list[str]:
+        """
+        What happened in the last `run` that recorded it, a line each.
         """
