@@ -215,7 +215,8 @@ impl FileDisk {
 
     /// The log's own end would bring it in order, so the next start finds a copy of how things stood at the crash.
     fn crash(&mut self, writer: &mut dyn LogWriter, writing: Option<Batch>, power_fails: bool, rng: &mut Rng) {
-        self.power.fail();
+        // A batch takes one sync, and two more where the log goes on to its next file.
+        self.power.fail(if writing.is_some() { rng.usize(0..3) } else { 0 });
         let tears = power_fails || writing.is_some();
         if let Some(batch) = writing {
             // Nobody hears how it ended.

@@ -63,6 +63,8 @@ pub enum Lie {
 pub enum Fault {
     /// The process ends at its `after`-th effect or step from now on, and is started again when it has been `down`.
     Crash { target: Target, kind: Crash, after: u32, down: Time },
+    /// The application calls for another leader: this machine's node, or whoever is furthest.
+    Transfer { target: Target, to: Option<usize>, patience: Option<Time> },
     /// The application closes its node, and starts it again.
     Close { target: Target, drain: Time, down: Time },
     /// The process is stopped (SIGSTOP).
@@ -135,6 +137,7 @@ pub struct Plan {
     /// The seed; the world draws everything else from it while it goes on.
     pub seed: u64,
     /// How it was drawn.
+    #[cfg_attr(not(feature = "mutants"), expect(dead_code, reason = "only `make sim` tells it"))]
     pub edition: u32,
     /// Machines, each with one node.
     pub nodes: usize,
@@ -164,17 +167,17 @@ pub struct Plan {
 
 /// How plans are drawn today. Whoever draws something new counts it up, and draws it from a generator of its own: a seed
 /// of the corpus goes on standing for the plan with which it failed.
-pub const EDITION: u32 = 3;
+pub const EDITION: u32 = 4;
 
 impl Plan {
     /// What `seed` stands for.
-    #[cfg(any(test, feature = "mutants"))]
+    #[cfg(feature = "mutants")]
     pub fn new(seed: u64) -> Self {
         Self::of_edition(seed, EDITION)
     }
 
     /// What `seed` stood for when plans were drawn in this way.
-    #[cfg(any(test, feature = "mutants"))]
+    #[cfg(feature = "mutants")]
     pub fn of_edition(seed: u64, edition: u32) -> Self {
         Self::of(seed, edition, None)
     }
@@ -185,11 +188,11 @@ impl Plan {
         let mut plan = Self::of(seed, EDITION, Some(nodes));
         (plan.files, plan.padding, plan.takes_snapshots, plan.keeps_state) = (false, 0, false, false);
         plan.tuning.max_entry_bytes = (GUEST_BYTES_MAX + objects::LEN) as u64;
-        plan.faults.retain(|scheduled| match scheduled.fault {
-            Fault::Wipe { .. } | Fault::RollBack { .. } | Fault::Clone { .. } => false,
-            Fault::Forge { .. } | Fault::WrongMembers { .. } => false,
-            _ => true,
-        });
+        let is_for_the_engine = |fault| {
+            matches!(fault, Fault::Wipe { .. } | Fault::RollBack { .. } | Fault::Clone { .. })
+                || matches!(fault, Fault::Forge { .. } | Fault::WrongMembers { .. })
+        };
+        plan.faults.retain(|scheduled| !is_for_the_engine(scheduled.fault));
         plan
     }
 
@@ -203,6 +206,9 @@ impl Plan {
         }
         if edition >= 3 {
             plan.draw_snapshots(&mut Rng::with_seed(seed ^ 0x5eed_0000_0000_0003));
+        }
+        if edition >= 4 {
+            add_transfers(&mut Rng::with_seed(seed ^ 0x5eed_0000_0000_0004), plan.nodes, &mut plan.faults);
         }
         plan
     }
@@ -292,6 +298,20 @@ fn faults(rng: &mut Rng, nodes: usize) -> Vec<Scheduled> {
 
 fn scheduled(at: Time, fault: Fault) -> Scheduled {
     Scheduled { since: Since::Beginning, at, fault }
+}
+
+/// Leadership changes hands in some worlds, few or many times.
+fn add_transfers(rng: &mut Rng, nodes: usize, faults: &mut Vec<Scheduled>) {
+    let count = *pick(rng, &[0, 0, 2, 10, 40]);
+    for _ in 0..count {
+        let at = rng.u64(SECOND..HEALED - SECOND);
+        let machine = rng.usize(0..nodes);
+        let target = if rng.u32(0..8) > 0 { Target::LeaderOr(machine) } else { Target::Machine(machine) };
+        let to = rng.bool().then(|| rng.usize(0..nodes));
+        let patience = (rng.u32(0..4) > 0).then(|| rng.u64(1..60).pow(2) * MS);
+        faults.push(scheduled(at, Fault::Transfer { target, to, patience }));
+    }
+    faults.sort_by_key(|scheduled| scheduled.at);
 }
 
 /// Disks are lost and connections cut while the cluster forms (rule M1).

@@ -55,6 +55,13 @@ struct Scene<'a> {
 /// Objects with a reason.
 type Verdict = Result<(), String>;
 
+/// Histories that were judged at the end, and how many of them took too long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Judged {
+    pub histories: u64,
+    pub undecided: u64,
+}
+
 trait Checker {
     /// For people.
     fn name(&self) -> &'static str;
@@ -65,6 +72,11 @@ trait Checker {
     /// Nothing more will happen.
     fn end(&mut self, _ending: &Ending) -> Verdict {
         Ok(())
+    }
+
+    /// What it could not decide must not pass silently.
+    fn judged(&self) -> Judged {
+        Judged::default()
     }
 }
 
@@ -124,6 +136,14 @@ impl Checkers {
                 self.violation = objection.map(|reason| Violation { checker: checker.name(), at: now, reason });
             }
         }
+    }
+
+    /// What was judged at the end.
+    pub fn judged(&self) -> Judged {
+        self.checkers.iter().map(|checker| checker.judged()).fold(Judged::default(), |sum, one| Judged {
+            histories: sum.histories + one.histories,
+            undecided: sum.undecided + one.undecided,
+        })
     }
 
     /// The first objection.
