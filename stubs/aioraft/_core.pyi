@@ -6,7 +6,7 @@ from asyncio import AbstractEventLoop, Future
 from collections.abc import Iterable
 from typing import Any, Final, final
 
-__all__ = ["Capture", "Chunks", "Core", "Entry", "Faults"]
+__all__ = ["Capture", "Chunks", "Core", "Entry", "Faults", "World"]
 
 @final
 class Capture:
@@ -101,7 +101,8 @@ class Core:
         """
     def close(self, /, drain: "float") -> Future[None]:
         """
-        Stop: calls in flight get `drain` seconds to end, then fail with `NodeClosedError`. The future resolves when
+        Stop: a leader hands over, for which it takes half of `drain` at most; calls in flight get `drain` seconds to end,
+        then fail with `NodeClosedError`. The future resolves when
         the driver's thread has ended, and never fails. May be called again; a shorter `drain` takes over. Cancelling
         stops the waiting, not the closing. Never blocks. Once `drain` is over nothing is applied any more, not even the
         next entry when it was `apply` that called with 0.
@@ -169,6 +170,12 @@ class Core:
         """
         Why the node answers no more: a `FatalError` if it stopped by itself, a `NodeClosedError` once it is closed,
         None before.
+        """
+    def transfer_leader(self, /, to: "int | None", timeout: "float | None") -> Future[int]:
+        """
+        Have `to` lead in the place of this node, or whoever is furthest. The future resolves with the id of the new
+        leader, or fails with `TransferError` or `TransferTimeoutError`. `timeout` is in seconds; None waits for ever.
+        Raises `ReentrantCallError` inside `apply`. Cancelling stops the waiting, not the transfer.
         """
     def wait_applied(self, /, beyond: "int") -> Future[None]:
         """
@@ -281,4 +288,35 @@ class Faults:
     def heal(self, /) -> None:
         """
         Every way is whole, quick and reliable again.
+        """
+
+@final
+class World:
+    """
+    A simulated minute of a cluster's life. Private: use `aioraft.testing.Simulation`.
+
+    Raises ValueError if there are not 2 to 9 nodes.
+    """
+    def __new__(cls, /, seed: "int", nodes: "int") -> World: ...
+    def run(self, /, guest: Any, record: "bool" = False) -> dict[str, Any]:
+        """
+        Let it happen, from the birth of the cluster to its end, and return figures about it.
+
+        `guest.command()` returns the next command, bytes. `guest.start(node)` is called when a node starts and returns
+        its replica: `replica.apply(entry)`, or `replica.apply_batch(entries)` if `replica.is_batch`, is treated as a
+        node treats a state machine. `replica.settle(value, error)` is told what each entry came to, in order, and
+        `replica.refuse(message, error)` that the node stops with the next one unapplied.
+
+        What `guest` and `replica` raise themselves ends the world and is raised here; so are signals' exceptions, within
+        a moment, and what `apply` raises that is no Exception. Raises RaftError for a fault of aioraft itself.
+        """
+    @property
+    def seed(self, /) -> int:
+        """
+        What decides everything in it.
+        """
+    @property
+    def transcript(self, /) -> list[str]:
+        """
+        What happened in the last `run` that recorded it, a line each.
         """
