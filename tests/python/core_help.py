@@ -201,4 +201,5 @@ def waiting_calls(core: Core) -> dict[str, Callable[[], asyncio.Future[Any]]]:
         "wait_leadership": lambda: core.wait_leadership(core.leadership[0]),
         "wait_room": lambda: core.wait_room(),
         "snapshot": lambda: core.snapshot(None),
+        "transfer_leader": lambda: core.transfer_leader(2, None),
     }
