@@ -13,7 +13,7 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 SEEDS ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-slow-disk test-large sim sim-mutants verify fix bench fuzz soak exits stubs audit build venv wheel clean
+.PHONY: help demo test test-rust test-python test-chaos test-slow-disk test-large sim sim-mutants verify fix bench fuzz soak chaos judge exits stubs audit build venv wheel clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -21,7 +21,7 @@ help: ## Show this list
 demo: build ## Three processes, their leader killed half-way (ARGS="--input FILE --out DIR")
 	@$(BIN)/python examples/demo.py $(ARGS)
 
-test: test-rust test-python ## All tests
+test: test-rust test-python test-chaos ## All tests
 
 test-rust: $(BUILD_TOOLS)
 	cargo test --no-default-features
@@ -29,22 +29,26 @@ test-rust: $(BUILD_TOOLS)
 	@libdir=$$($(BIN)/python -c 'import sysconfig as s; print(s.get_config_var("LIBDIR") if s.get_config_var("Py_ENABLE_SHARED") else "")'); \
 	if [ -n "$$libdir" ] && ls "$$libdir"/libpython3.*.so >/dev/null 2>&1; then LD_LIBRARY_PATH="$$libdir" cargo test --lib bridge; \
 	else echo "this Python has no libpython to link with: the bridge is tested by pytest alone"; fi
-	cargo test --release --no-default-features --features sim -- sim::
-	@$(MAKE) --no-print-directory sim SEEDS=300 FROM=1 SECONDS=60
+	cargo test --release --no-default-features --features mutants -- sim::
+	@$(MAKE) --no-print-directory sim SEEDS=300 SECONDS=60
 
-# SEED=x runs one seed again; FROM=x begins there instead of at a random seed.
+# SEED=x runs one seed again (EDITION=n: as it was drawn then); FROM=x begins there instead of at a random seed.
 sim: $(BUILD_TOOLS) ## A simulated world, all faults, and its checkers (SEEDS=n FROM=seed, or SEED=x again)
-	@cargo run --quiet --release --no-default-features --features sim --example sim -- \
-		$(if $(SEED),seed $(SEED),seeds $(SEEDS) $(or $(FROM),new) $(SECONDS))
+	@cargo run --quiet --release --no-default-features --features mutants --example sim -- \
+		$(if $(SEED),seed $(SEED) $(EDITION),seeds $(SEEDS) $(or $(FROM),new) $(SECONDS))
 
 sim-mutants: $(BUILD_TOOLS) ## Deliberate bugs: which checker of the simulated world finds each, and how soon
-	@cargo run --quiet --release --no-default-features --features sim --example sim -- mutants
+	@cargo run --quiet --release --no-default-features --features mutants --example sim -- mutants
 
 test-python: venv build
 	$(BIN)/python -m pytest $(ARGS)
 
 test-large: venv build ## A snapshot of 1 GiB: how long the loop stalls, and what it takes of memory (prints the figures)
 	AIORAFT_STATE_MIB=1024 $(BIN)/python -m pytest -rP tests/python/test_snapshot_size.py
+
+test-chaos: venv build judge
+	$(BIN)/python -m pytest tests/chaos
+	@$(BIN)/python tests/chaos/chaos.py --seconds 40
 
 test-slow-disk: venv build ## Fsyncs of five seconds, on a quiet machine
 	AIORAFT_SLOW_DISK=1 $(BIN)/python -m pytest tests/python/test_disk_faults.py -k slow_disk
@@ -55,6 +59,7 @@ verify: venv build ## Formats, lints, types and stubs; changes nothing
 	cargo clippy --all-targets --no-default-features -- -D warnings
 	cargo clippy --all-targets --no-default-features --features driver -- -D warnings
 	cargo clippy --all-targets --no-default-features --features sim -- -D warnings
+	cargo clippy --all-targets --no-default-features --features mutants -- -D warnings
 	cargo clippy --all-targets -- -D warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -81,6 +86,12 @@ fuzz: $(BUILD_TOOLS) .tools/bin/cargo-fuzz ## Throw anything at wire, handshake,
 
 soak: build ## Three processes under faults: is memory flat, is all counted once? (SECONDS=3600)
 	@$(BIN)/python tests/soak/soak.py --seconds $(or $(SECONDS),3600)
+
+chaos: build judge ## Processes, disks and links that fail; a judge of what the clients saw (SECONDS=600 NODES=3 SEED=x)
+	@$(BIN)/python tests/chaos/chaos.py --seconds $(or $(SECONDS),600) --nodes $(or $(NODES),3) $(if $(SEED),--seed $(SEED))
+
+judge: $(BUILD_TOOLS)
+	@cargo build --quiet --release --no-default-features --features mutants --example sim
 
 exits: venv build ## Every way to interrupt a node and to end its process, many times (RUNS=200)
 	AIORAFT_EXIT_RUNS=$(or $(RUNS),200) $(BIN)/python -m pytest --timeout 3600 -rP tests/python/test_node_exit.py tests/python/test_core_exit.py

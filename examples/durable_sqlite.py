@@ -41,7 +41,9 @@ class Accounts(aioraft.StateMachine[int]):
         return db
 
     def apply(self, entry: aioraft.Entry) -> int:
-        name, amount = json.loads(entry.data)  # what is wrong with the command raises before anything has changed
+        # What is wrong with a command raises here: on every replica, and before anything has changed.
+        name, amount = json.loads(entry.data)
+        name, amount = str(name), int(amount)
         try:
             # The effect and its place in the log, both or none.
             self.db.execute("BEGIN IMMEDIATE")

@@ -6,7 +6,7 @@
 //! | [`storage`] | the fsynced log, the snapshots' files, and the memory twins of both |
 //! | [`transport`] | wire format, TCP |
 //! | [`driver`] | a tokio thread that runs the engine's effects, and the thread that keeps its log |
-//! | `sim` | a simulated world round the same engine, and its checkers (feature `sim`) |
+//! | `sim` | a simulated world round the same engine, and its checkers (feature `sim`; `mutants` proves them) |
 //! | [`bridge`] | the Python classes |
 
 pub mod engine;

@@ -39,12 +39,18 @@ pub enum Mutant {
     UnformedTakesPart,
     /// A node forms as soon as it has met everybody (rule M1).
     FormInOneStep,
+    /// A known node is let in with another data directory (rule M1).
+    AdmitWipedDisk,
+    /// A node is let in whatever is remembered of its data directory (rule S2).
+    AdmitOldCopy,
     /// Entries are applied when they are appended.
     ApplyBeforeCommit,
     /// A barrier stands at this node's own commit index (rule C6).
     BarrierWithoutReadIndex,
     /// A barrier joins a round that is under way (rule C6).
     JoinRoundUnderWay,
+    /// All rounds of reads have one context, which raft-rs merges (rule C6).
+    RepeatContext,
     /// A barrier does not wait for the application's cursor (rule C6).
     BarrierIgnoresCursor,
     /// A leader's clock begins at what it has applied, not at the end of its log (design decision 8).
@@ -73,8 +79,24 @@ pub enum Mutant {
     InstallBeginsNoTerm,
     /// A snapshot is restored without the session table in it.
     SnapshotWithoutSessions,
+    /// A snapshot forgets which entries of the log behind it were skipped (rule C5).
+    SnapshotWithoutSkipped,
+    /// A log is compacted, and nothing names the snapshot that stands for it (rule D1).
+    NamelessSnapshot,
+    /// A log is never compacted.
+    NeverCompact,
+    /// What a snapshot was to replace stays in the log (rule D1).
+    KeepStaleSuffix,
+    /// An install forgets whom the node voted for (rule D1).
+    LoseVoteAtInstall,
+    /// The application is given a snapshot before it is installed durably (rule D1).
+    RestoreTooEarly,
+    /// A state machine that is durable itself is handed what it has once more (rule D2).
+    IgnoreDurable,
     /// A snapshot holds the sessions as of when it is taken, not as of its index (rule C2).
     SessionsLaterThanCapture,
+    /// A read request without a context reaches raft-rs.
+    AdmitEmptyRead,
     /// It is not noticed that raft-rs has given up a transfer of leadership.
     IgnoreAbortedTransfer,
 }
@@ -82,7 +104,7 @@ pub enum Mutant {
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 46] = [
         Self::AcknowledgeBeforeFsync,
         Self::AnswerEmptyReadyAtOnce,
         Self::ConfirmOneTooMany,
@@ -99,9 +121,12 @@ impl Mutant {
         Self::IgnoreDeadlines,
         Self::UnformedTakesPart,
         Self::FormInOneStep,
+        Self::AdmitWipedDisk,
+        Self::AdmitOldCopy,
         Self::ApplyBeforeCommit,
         Self::BarrierWithoutReadIndex,
         Self::JoinRoundUnderWay,
+        Self::RepeatContext,
         Self::BarrierIgnoresCursor,
         Self::StampFromApplied,
         Self::ForgetSkipped,
@@ -113,6 +138,18 @@ impl Mutant {
         Self::AdmitUnknownEntries,
         Self::AdmitStaleReject,
         Self::AdmitProposals,
+        Self::CampaignDuringInstall,
+        Self::InstallBeginsNoTerm,
+        Self::SnapshotWithoutSessions,
+        Self::SnapshotWithoutSkipped,
+        Self::NamelessSnapshot,
+        Self::NeverCompact,
+        Self::KeepStaleSuffix,
+        Self::LoseVoteAtInstall,
+        Self::RestoreTooEarly,
+        Self::IgnoreDurable,
+        Self::SessionsLaterThanCapture,
+        Self::AdmitEmptyRead,
         Self::IgnoreAbortedTransfer,
     ];
 }

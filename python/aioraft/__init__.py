@@ -3,7 +3,7 @@
 | where | what |
 |---|---|
 | `aioraft` | the node, the state machine, the errors |
-| `aioraft.testing` | a cluster of real nodes in one process, and its pytest fixture |
+| `aioraft.testing` | a cluster of real nodes in one process, a simulated one, and their pytest fixtures |
 | `aioraft.aiohttp` | a node that starts and stops with an aiohttp application |
 
 Inside, `_node` is where to begin. It checks arguments with `_members`, `_listen` and `_config`, and hands everything

@@ -55,6 +55,10 @@ class Status:
     """The first index in the log."""
     last_index: int
     """The last index in the log."""
+    snapshot_index: int
+    """The last index that is in the newest snapshot on this node's disk, from which a restart goes on; 0 without one."""
+    snapshot_bytes: int
+    """Bytes of that snapshot's file."""
     timestamp_ns: int
     """Replicated time of the last applied entry."""
     boot: int

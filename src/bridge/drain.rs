@@ -317,12 +317,11 @@ impl Drain<'_> {
                 let entries: Vec<_> = entries.iter().map(|applied| Entry::from_applied(py, applied)).collect();
                 PyList::new(py, entries).and_then(|list| (list, through).into_pyobject(py)).map(Bound::into_any)
             }
-            // `commits(after=...)` takes the index before the first that can be read.
-            Err(first) => Err(Compacted::new_err((
+            Err(begin) => Err(Compacted::new_err((
                 format!(
-                    "the log begins at index {first} by now: read the state machine, then go on after its `restart`"
+                    "the log begins behind index {begin} by now: read the state machine, then go on after `restart`"
                 ),
-                first.saturating_sub(1),
+                begin,
             ))),
         };
         self.core.resolve(py, waiter, answer);

@@ -268,7 +268,7 @@ impl Echo {
     fn range(&self, after: u64, max_bytes: u64) -> Result<(Vec<Applied>, u64), u64> {
         let first = self.index + 1 - self.history.len() as u64;
         if after + 1 < first {
-            return Err(first);
+            return Err(first - 1);
         }
         let applied = self.port.cursor.applied();
         let (mut entries, mut through, mut bytes) = (Vec::new(), after, 0);

@@ -124,9 +124,9 @@ impl Machine {
     /// Replaces the state by that in `file`. There is no going on without it.
     pub fn restore(&self, py: Python<'_>, file: Arc<dyn SnapshotFile>) -> Result<(), Poisoned> {
         let (index, is_chunked) = (file.head().index, file.head().form == Form::Chunks);
-        let restored = Bound::new(py, Chunks::new(file.chunks())).and_then(|chunks| {
+        let restored = Bound::new(py, Chunks::new(file.chunks())).map(|chunks| {
             let restored = self.snapshots.bind(py).call_method1("restore", (&self.object, &chunks, is_chunked));
-            Ok((restored.err(), chunks.get().close()))
+            (restored.err(), chunks.get().close())
         });
         let (message, cause) = match restored {
             Ok((None, None)) => return Ok(()),

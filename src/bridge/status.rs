@@ -37,6 +37,8 @@ pub fn to_dict<'py>(py: Python<'py>, status: &Status, own: &Own) -> PyResult<Bou
     dict.set_item("python_applied", own.python_applied)?;
     dict.set_item("first_index", status.first_index)?;
     dict.set_item("last_index", status.last_index)?;
+    dict.set_item("snapshot_index", status.snapshot_index)?;
+    dict.set_item("snapshot_bytes", status.snapshot_bytes)?;
     dict.set_item("timestamp_ns", status.timestamp_ns)?;
     dict.set_item("boot", status.boot)?;
     dict.set_item("pending_proposals", own.pending_proposals)?;

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyException, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
@@ -50,9 +51,10 @@ impl World {
 
     /// Let it happen, from the birth of the cluster to its end, and return figures about it.
     ///
-    /// `guest.command()` returns the next command, bytes. `guest.start(node)` is called when a node starts and returns
-    /// its replica: `replica.apply(entry)`, or `replica.apply_batch(entries)` if `replica.is_batch`, is treated as a
-    /// node treats a state machine. `replica.settle(value, error)` is told what each entry came to, in order, and
+    /// `guest.command(now)` returns the next command, bytes; `now` is virtual time in nanoseconds.
+    /// `guest.start(now, node)` is called when a node starts and returns its replica. Once `replica.now` is set,
+    /// `replica.apply(entry)`, or `replica.apply_batch(entries)` if `replica.is_batch`, is treated as a node treats a state
+    /// machine. `replica.settle(value, error)` is told what each entry came to, in order, and
     /// `replica.refuse(message, error)` that the node stops with the next one unapplied.
     ///
     /// What `guest` and `replica` raise themselves ends the world and is raised here; so are signals' exceptions, within
@@ -107,6 +109,7 @@ struct Visitor {
 }
 
 struct Replica {
+    object: Py<PyAny>,
     machine: Machine,
     settle: Py<PyAny>,
     refuse: Py<PyAny>,
@@ -120,8 +123,8 @@ impl Visitor {
         }
     }
 
-    fn next_command(&self, py: Python<'_>) -> PyResult<Vec<u8>> {
-        let command = self.guest.bind(py).call_method0("command")?;
+    fn next_command(&self, py: Python<'_>, now: u64) -> PyResult<Vec<u8>> {
+        let command = self.guest.bind(py).call_method1("command", (now,))?;
         let command = command.cast_into::<PyBytes>()?;
         let bytes = command.as_bytes();
         if bytes.len() > GUEST_BYTES_MAX {
@@ -133,20 +136,22 @@ impl Visitor {
         Ok(bytes.to_vec())
     }
 
-    fn replica(&self, py: Python<'_>, machine: usize) -> PyResult<Replica> {
-        let replica = self.guest.bind(py).call_method1("start", (machine + 1,))?;
+    fn replica(&self, py: Python<'_>, now: u64, machine: usize) -> PyResult<Replica> {
+        let replica = self.guest.bind(py).call_method1("start", (now, machine + 1))?;
         let is_batch = replica.getattr("is_batch")?.is_truthy()?;
         Ok(Replica {
             machine: Machine::new(&replica, is_batch)?,
             settle: replica.getattr("settle")?.unbind(),
             refuse: replica.getattr("refuse")?.unbind(),
+            object: replica.unbind(),
         })
     }
 }
 
 impl Replica {
     /// How many of the entries it applied.
-    fn apply(&self, py: Python<'_>, entries: &[Applied]) -> PyResult<usize> {
+    fn apply(&self, py: Python<'_>, now: u64, entries: &[Applied]) -> PyResult<usize> {
+        self.object.bind(py).setattr(intern!(py, "now"), now)?;
         let mut applied = 0;
         let size = if self.machine.is_batch() { BATCH } else { 1 };
         for part in entries.chunks(size) {
@@ -180,30 +185,30 @@ impl Replica {
 }
 
 impl Guest for Visitor {
-    fn command(&mut self) -> Vec<u8> {
+    fn command(&mut self, now: u64) -> Vec<u8> {
         if self.is_over {
             return Vec::new();
         }
-        Python::attach(|py| self.next_command(py)).unwrap_or_else(|error| {
+        Python::attach(|py| self.next_command(py, now)).unwrap_or_else(|error| {
             self.end(error);
             Vec::new()
         })
     }
 
-    fn start(&mut self, machine: usize) {
+    fn start(&mut self, now: u64, machine: usize) {
         if self.is_over {
             return;
         }
-        match Python::attach(|py| self.replica(py, machine)) {
+        match Python::attach(|py| self.replica(py, now, machine)) {
             Ok(replica) => drop(self.replicas.insert(machine, replica)),
             Err(error) => self.end(error),
         }
     }
 
-    fn apply(&mut self, machine: usize, entries: &[Applied]) -> usize {
+    fn apply(&mut self, now: u64, machine: usize, entries: &[Applied]) -> usize {
         let replica = self.replicas.get(&machine).filter(|_| !self.is_over);
         let Some(replica) = replica else { return 0 };
-        Python::attach(|py| replica.apply(py, entries)).unwrap_or_else(|error| {
+        Python::attach(|py| replica.apply(py, now, entries)).unwrap_or_else(|error| {
             self.end(error);
             0
         })

@@ -27,6 +27,9 @@ const PIECE_OVERHEAD: usize = 128;
 /// [`Form::Bytes`] is written in chunks of this size.
 const CHUNK_BYTES: usize = 1 << 20;
 
+/// Why a capture fails with its node.
+const ENDED: &str = "the node ended first";
+
 /// Bytes that the application has handed over, and that nobody changes.
 pub type Piece = Box<dyn AsRef<[u8]> + Send>;
 
@@ -44,12 +47,20 @@ pub struct Captures(Arc<Shared>);
 
 struct Shared {
     node: NodeId,
-    store: Arc<dyn SnapshotStore>,
+    /// Until the node ends: whoever still has a [`Capture`] then must not keep the data directory locked.
+    store: Mutex<Option<Arc<dyn SnapshotStore>>>,
     driver: Box<dyn Wake>,
     dispatch: tracing::Dispatch,
     outcomes: Mutex<Vec<Outcome>>,
     under_way: Mutex<Vec<Weak<Job>>>,
     threads: AtomicUsize,
+}
+
+impl Shared {
+    /// Nobody collects them any more, and a file may keep the store.
+    fn let_go_of_files(&self) {
+        self.outcomes.lock().retain(|outcome| outcome.result.is_err());
+    }
 }
 
 impl Captures {
@@ -62,7 +73,7 @@ impl Captures {
     ) -> Self {
         Self(Arc::new(Shared {
             node,
-            store,
+            store: Mutex::new(Some(store)),
             driver,
             dispatch,
             outcomes: Mutex::default(),
@@ -90,12 +101,16 @@ impl Captures {
         std::mem::take(&mut *self.0.outcomes.lock())
     }
 
-    /// Fails all that are under way: the node ends. Their threads end after the write in hand.
+    /// Fails all that are under way: the node ends. Their threads end after the write in hand, and once
+    /// [`Self::is_idle`] nothing of this holds the store any more.
     pub fn abandon(&self) {
+        let store = self.0.store.lock().take();
+        drop(store);
         let under_way = std::mem::take(&mut *self.0.under_way.lock());
         for job in under_way.iter().filter_map(Weak::upgrade) {
-            job.fail("the node ended first");
+            job.fail(ENDED);
         }
+        self.0.let_go_of_files();
     }
 
     /// Whether no thread writes any more.
@@ -299,14 +314,24 @@ impl Job {
 
     fn run(&self, form: Form) {
         let written = catch_unwind(AssertUnwindSafe(|| self.write(form)));
-        self.end(written.unwrap_or_else(|_| Err("the thread that wrote it panicked; please report this".into())));
+        let result = written.unwrap_or_else(|_| Err("the thread that wrote it panicked; please report this".into()));
+        // Whoever has failed it knows why, but nobody need be waiting for what the disk says.
+        if let (Err(reason), false) = (&result, matches!(self.state.lock().stage, Stage::Failed(_))) {
+            let (node, index) = (self.shared.node, self.head.index);
+            tracing::error!(node, index, "the snapshot of index {index} failed, and the node goes on: {reason}");
+        }
+        self.end(result);
+        if self.shared.store.lock().is_none() {
+            self.shared.let_go_of_files();
+        }
         self.shared.threads.fetch_sub(1, Ordering::AcqRel);
         self.shared.driver.wake();
     }
 
     fn write(&self, form: Form) -> Result<Arc<dyn SnapshotFile>, String> {
         let head = Head { form, ..self.head.clone() };
-        let mut writer = self.shared.store.create(&head).map_err(|error| self.disk_failed(&error))?;
+        let store = self.shared.store.lock().clone().ok_or(ENDED)?;
+        let mut writer = store.create(&head).map_err(|error| sentence(&error))?;
         while let Some(piece) = self.next_piece()? {
             let bytes = (*piece).as_ref();
             match form {
@@ -317,7 +342,7 @@ impl Job {
             }
             self.written(bytes.len() + PIECE_OVERHEAD);
         }
-        writer.finish().map_err(|error| self.disk_failed(&error))
+        writer.finish().map_err(|error| sentence(&error))
     }
 
     /// The next piece, or `None` behind the last.
@@ -342,7 +367,7 @@ impl Job {
         if let Stage::Failed(reason) = &self.state.lock().stage {
             return Err(reason.clone());
         }
-        writer.write_chunk(chunk).map_err(|error| self.disk_failed(&error))
+        writer.write_chunk(chunk).map_err(|error| sentence(&error))
     }
 
     /// There is room for so much more.
@@ -359,19 +384,16 @@ impl Job {
             application.wake();
         }
     }
+}
 
-    /// Says it in the log: nobody need be waiting for this snapshot.
-    fn disk_failed(&self, error: &StorageError) -> String {
-        // What these say of starting the node again is meant for its log, whose failure stops it.
-        let reason = match error {
-            StorageError::Io { path, operation, source } | StorageError::DiskFull { path, operation, source } => {
-                format!("cannot {operation} {} ({source})", path.display())
-            }
-            other => other.to_string(),
-        };
-        let (node, index) = (self.shared.node, self.head.index);
-        tracing::error!(node, index, "the snapshot of index {index} failed, and the node goes on: {reason}");
-        reason
+/// What is wrong with the disk. What the error says of starting the node again is meant for its log, whose failure stops
+/// it.
+fn sentence(error: &StorageError) -> String {
+    match error {
+        StorageError::Io { path, operation, source } | StorageError::DiskFull { path, operation, source } => {
+            format!("cannot {operation} {} ({source})", path.display())
+        }
+        other => other.to_string(),
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use raft::eraftpb::Message;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::capture::{Captures, Outcome};
@@ -85,6 +86,8 @@ struct Node {
     snapshots: Arc<dyn SnapshotStore>,
     /// Snapshots of the application on their way into files.
     captures: Captures,
+    /// Files that are being removed.
+    removals: JoinSet<()>,
     network: Network,
     events: Events,
     /// Faults put in on purpose, by tests.
@@ -139,6 +142,7 @@ impl Node {
             id: options.id,
             engine,
             persister,
+            removals: JoinSet::new(),
             captures: Captures::new(
                 options.id,
                 snapshots.clone(),
@@ -284,34 +288,20 @@ impl Node {
 
     fn take_captures(&mut self) {
         for Outcome { index, result } in self.captures.take_outcomes() {
-            match &result {
-                Ok(file) => {
-                    let bytes = file.name().bytes;
-                    tracing::info!(
-                        node = self.id,
-                        group = APPLICATION_GROUP,
-                        index,
-                        bytes,
-                        "a snapshot of entry {index} is taken"
-                    );
-                }
-                Err(reason) => {
-                    tracing::warn!(
-                        node = self.id,
-                        group = APPLICATION_GROUP,
-                        index,
-                        "no snapshot of entry {index}: {reason}"
-                    );
-                }
+            // One that failed has said so.
+            if let Ok(file) = &result {
+                let (node, group, bytes) = (self.id, APPLICATION_GROUP, file.name().bytes);
+                tracing::info!(node, group, index, bytes, "a snapshot of entry {index} is taken");
             }
             self.engine.handle_captured(index, result.map(|file| *file.name()));
         }
     }
 
     /// Files that nobody needs go. It is the disk's affair how long that takes, and no reason to wait or to stop.
-    fn remove_snapshots(&self) {
+    fn remove_snapshots(&mut self) {
         let (store, in_use, node) = (self.snapshots.clone(), self.engine.snapshots_in_use(), self.id);
-        tokio::task::spawn_blocking(move || {
+        while self.removals.try_join_next().is_some() {}
+        self.removals.spawn_blocking(move || {
             if let Err(error) = store.retain(&in_use) {
                 tracing::warn!(node, "a snapshot that is not needed any more stays on the disk: {error}");
             }
@@ -832,6 +822,8 @@ impl Node {
             applied: engine.applied,
             first_index: engine.first_index,
             last_index: engine.last_index,
+            snapshot_index: engine.snapshot_index,
+            snapshot_bytes: engine.snapshot_bytes,
             timestamp_ns: engine.timestamp_ns,
             boot: members.record.boot,
             pending_proposals: engine.pending_proposals,
@@ -867,6 +859,8 @@ impl Node {
         while !(self.persister.is_stopped() && self.captures.is_idle()) && Instant::now() < patience {
             let _ = tokio::time::timeout(Duration::from_millis(5), self.wake.notified()).await;
         }
+        let removed = async { while self.removals.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout_at(patience, removed).await;
     }
 }
 

@@ -129,7 +129,7 @@ pub enum Completion {
         /// Whose call.
         token: Token,
         /// The commands, in log order, and the index through which they are complete;
-        /// or the first index that can still be read, if `after` lies before it.
+        /// or the lowest index behind which can still be read, if `after` lies before it.
         result: Result<(Vec<Applied>, u64), u64>,
     },
     /// Ask the application for its snapshot, which is to be what it has applied by now and nothing later (rules C2, C3).
@@ -354,6 +354,10 @@ pub struct Status {
     pub first_index: u64,
     /// Last index in the log.
     pub last_index: u64,
+    /// Index of the newest snapshot that the log names durably; 0 without one.
+    pub snapshot_index: u64,
+    /// Bytes of its file.
+    pub snapshot_bytes: u64,
     /// Replicated time of the last applied entry, nanoseconds.
     pub timestamp_ns: u64,
     /// This start's boot number.

@@ -8,6 +8,7 @@ use raft::eraftpb::{Message, MessageType};
 
 use crate::engine::formation::Identity;
 use crate::engine::NodeId;
+use crate::mutants::{self, Mutant};
 use crate::transport::{Hello, Refusal, RefusalCode};
 
 /// What is known of one peer.
@@ -34,7 +35,7 @@ impl Witness {
     /// # Errors
     /// Why it cannot; the other side is told.
     pub fn check(&self, me: NodeId, hello: &Hello) -> Result<(), Refusal> {
-        if hello.identity != self.identity {
+        if hello.identity != self.identity || mutants::on(Mutant::AdmitOldCopy) {
             // Before the cluster is formed a directory may be replaced: it has acknowledged nothing (rule M1).
             return Ok(());
         }

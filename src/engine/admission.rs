@@ -159,6 +159,7 @@ pub fn admit<S: Storage>(raw: &RawNode<S>, from: NodeId, message: &Message) -> R
                 return Err(Refused::UnaskedVote);
             }
         }
+        MessageType::MsgReadIndex if message.entries.is_empty() && mutants::on(Mutant::AdmitEmptyRead) => {}
         MessageType::MsgReadIndex => {
             let [entry] = message.entries.as_slice() else { return Err(Refused::Field) };
             if entry.data.len() != CONTEXT_LEN || context_origin(&entry.data) != Some(from) {

@@ -132,7 +132,8 @@ impl Applier {
             (self.handed, self.fresh_through, restored) = (name.index, name.index, name.index);
             self.restore = Restore::Now(name);
         }
-        if let Some(durable) = durable.filter(|durable| *durable >= restored) {
+        let durable = durable.filter(|durable| *durable >= restored && !mutants::on(Mutant::IgnoreDurable));
+        if let Some(durable) = durable {
             (self.handed, self.fresh_through) = (durable.max(self.applied), durable.max(self.applied));
             self.restore = Restore::No;
         }
@@ -149,7 +150,10 @@ impl Applier {
         self.fresh_bytes = 0;
         self.fresh_through = name.index;
         self.marker = None;
-        self.restore = Restore::Later(name);
+        self.restore = match mutants::on(Mutant::RestoreTooEarly) {
+            true => Restore::Now(name),
+            false => Restore::Later(name),
+        };
         Ok(lost)
     }
 
@@ -189,7 +193,10 @@ impl Applier {
             conf_state,
             sessions: self.sessions.clone(),
             timestamp_ns: self.timestamp_ns,
-            skipped: self.skipped.clone(),
+            skipped: match mutants::on(Mutant::SnapshotWithoutSkipped) {
+                true => Vec::new(),
+                false => self.skipped.clone(),
+            },
         };
         self.marker = Some(Marker { index: self.applied, term, meta });
     }

@@ -504,6 +504,11 @@ impl Engine {
     }
 
     #[cfg(feature = "sim")]
+    pub(super) fn kept_entries(&self) -> u64 {
+        self.application_applied.saturating_sub(self.raw.store().truncated_index())
+    }
+
+    #[cfg(feature = "sim")]
     pub(super) fn observed(&self) -> (NodeId, &Applier, &Proposals) {
         (self.id, &self.applier, &self.proposals)
     }
@@ -709,6 +714,12 @@ impl Engine {
         self.persist.push(number, must_sync, persisted_messages);
         if must_sync {
             self.commit_unsaved = false;
+            let mut hard_state = hard_state;
+            if let Some(hard_state) =
+                hard_state.as_mut().filter(|_| installed.is_some() && mutants::on(Mutant::LoseVoteAtInstall))
+            {
+                hard_state.vote = 0;
+            }
             let (truncated, snapshot) = (installed, name);
             let persist = Persist { number, entries, hard_state, truncated, snapshot, sync: true };
             self.effects.push(Effect::Persist(persist));
@@ -842,12 +853,14 @@ impl Engine {
         let conf_state = self.snapshots.newest().map(|(_, conf_state)| conf_state.clone()).unwrap_or_default();
         let log = self.raw.mut_store();
         log.set_snapshot(name, conf_state);
-        let truncated = log.term(index).ok().map(|term| (index, term)).filter(|_| index > begin);
+        let truncated = log.term(index).ok().map(|term| (index, term));
+        let truncated = truncated.filter(|_| index > begin && !mutants::on(Mutant::NeverCompact));
         if let Some((index, term)) = truncated {
             log.compact(index, term);
             self.applier.compacted(index);
         }
-        let persist = Persist { truncated, snapshot: Some(name), sync: true, ..Default::default() };
+        let snapshot = Some(name).filter(|_| !mutants::on(Mutant::NamelessSnapshot));
+        let persist = Persist { truncated, snapshot, sync: true, ..Default::default() };
         self.effects.push(Effect::Persist(persist));
     }
 
@@ -920,8 +933,10 @@ pub struct EngineStatus {
     pub commit: u64,
     /// The engine's cursor.
     pub applied: u64,
-    /// Index of the newest snapshot on this node's disk; 0 if there is none.
+    /// Index of the newest snapshot that the log names durably; 0 if there is none.
     pub snapshot_index: u64,
+    /// Bytes of its file.
+    pub snapshot_bytes: u64,
     /// First index in the log.
     pub first_index: u64,
     /// Last index in the log.
@@ -973,7 +988,8 @@ impl Engine {
             leader: self.leadership.leader,
             commit: raft.raft_log.committed,
             applied: self.applier.applied(),
-            snapshot_index: self.snapshots.newest().map_or(0, |(name, _)| name.index),
+            snapshot_index: self.snapshots.durable().map_or(0, |name| name.index),
+            snapshot_bytes: self.snapshots.durable().map_or(0, |name| name.bytes),
             first_index: self.raw.store().truncated_index() + 1,
             last_index: raft.raft_log.last_index(),
             timestamp_ns: self.applier.timestamp_ns(),

@@ -182,7 +182,9 @@ impl Formation {
         if let Some(stored) = self.stage.identities() {
             match stored.get(&peer) {
                 None => return Err(Mismatch::Stranger(peer)),
-                Some(identity) if *identity != report.identity => return Err(Mismatch::Identity(peer)),
+                Some(identity) if *identity != report.identity && !mutants::on(Mutant::AdmitWipedDisk) => {
+                    return Err(Mismatch::Identity(peer));
+                }
                 Some(_) => {}
             }
         } else if !self.members.contains_key(&peer) {
@@ -191,7 +193,9 @@ impl Formation {
         if let Some(theirs) = report.stage.identities() {
             match theirs.get(&self.id) {
                 None => return Err(Mismatch::Stranger(self.id)),
-                Some(identity) if *identity != self.identity => return Err(Mismatch::Identity(self.id)),
+                Some(identity) if *identity != self.identity && !mutants::on(Mutant::AdmitWipedDisk) => {
+                    return Err(Mismatch::Identity(self.id));
+                }
                 Some(_) => {}
             }
             if self.stage.identities().is_some_and(|ours| ours != theirs) {

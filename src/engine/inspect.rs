@@ -1,6 +1,9 @@
 //! What the checkers of the simulated world may look at.
 
+use raft::StateRole;
+
 use super::core::Engine;
+use super::NodeId;
 
 /// How much an engine holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,6 +20,19 @@ pub struct Sizes {
     pub largest_fresh: usize,
     /// Bytes of durable entries in the cache.
     pub cached_bytes: usize,
+    /// Entries in the log that the application has applied.
+    pub kept_entries: u64,
+}
+
+/// What a leader believes of another member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Follower {
+    /// Who.
+    pub id: NodeId,
+    /// Highest index known to be on its disk.
+    pub matched: u64,
+    /// The next entry to send to it.
+    pub next: u64,
 }
 
 /// A number that depends on every part of a state, and is the same in every run.
@@ -26,9 +42,28 @@ pub(super) fn fold(digest: u64, word: u64) -> u64 {
 }
 
 impl Engine {
-    /// The engine's cursor, and a digest of the replicated state there: sessions, time, skipped commands.
+    /// The engine's cursor, and a digest of the replicated state there: sessions, time, members.
     pub fn digest(&self) -> (u64, u64) {
-        self.observed().1.digest()
+        let (applied, digest) = self.observed().1.digest();
+        let mut conf = self.raw.raft.prs().conf().to_conf_state();
+        let parts = [&mut conf.voters, &mut conf.learners, &mut conf.voters_outgoing, &mut conf.learners_next];
+        let digest = parts.into_iter().fold(digest, |digest, ids| {
+            ids.sort_unstable();
+            ids.iter().fold(fold(digest, ids.len() as u64), |digest, id| fold(digest, *id))
+        });
+        (applied, digest)
+    }
+
+    /// If it leads: the term, the end of its log, and what it believes of the others.
+    pub fn followers(&self) -> Option<(u64, u64, Vec<Follower>)> {
+        let raft = &self.raw.raft;
+        if raft.state != StateRole::Leader {
+            return None;
+        }
+        let others = raft.prs().iter().filter(|(id, _)| **id != raft.id);
+        let followers =
+            others.map(|(id, progress)| Follower { id: *id, matched: progress.matched, next: progress.next_idx });
+        Some((raft.term, raft.raft_log.last_index(), followers.collect()))
     }
 
     /// How much it holds.
@@ -42,6 +77,7 @@ impl Engine {
             largest_fresh,
             proposals: proposals.len(),
             cached_bytes: self.raw.store().durable_cached_bytes(),
+            kept_entries: self.kept_entries(),
         }
     }
 }

@@ -31,7 +31,7 @@ pub use self::admission::Refused;
 pub use self::applier::{Batch as AppliedBatch, HandOut, Marker};
 pub use self::core::{Engine, EngineStatus, Opening, PeerProgress, Settings};
 #[cfg(feature = "sim")]
-pub use self::inspect::Sizes;
+pub use self::inspect::{Follower, Sizes};
 pub use self::persist::Persist;
 pub use self::proposals::FORWARDED_BYTES_MAX;
 pub use self::reads::Reader;
@@ -249,7 +249,9 @@ pub enum Fault {
     },
     /// What the state machine says that it holds durably is not in the log (rule D2).
     #[error(
-        "the state machine says that it holds everything up to entry {index} of term {term}, and the log {found}: state          machine and data directory do not belong together, or one of them was rolled back; put both back as they were          together, or start this node as a new member"
+        "the state machine says that it holds everything up to entry {index} of term {term}, and the log {found}: state \
+         machine and data directory do not belong together, or one of them was rolled back; put both back as they were \
+         together, or start this node as a new member"
     )]
     Durable {
         /// What it says.

@@ -66,7 +66,7 @@ impl Reads {
         if self.waiting.is_empty() || self.rounds.len() >= ROUNDS_MAX {
             return None;
         }
-        self.sequence += 1;
+        self.sequence += u64::from(!mutants::on(Mutant::RepeatContext));
         let readers = std::mem::take(&mut self.waiting);
         self.rounds.push_back(Round { sequence: self.sequence, readers, ticks: 0 });
         Some(context(self.node, self.boot, self.sequence))

@@ -80,6 +80,11 @@ impl Snapshots {
         self.newest.as_ref()
     }
 
+    /// The newest that the log names durably: a restart goes on from it.
+    pub fn durable(&self) -> Option<&SnapshotName> {
+        self.recorded.as_ref()
+    }
+
     /// Files that must not be removed.
     pub fn in_use(&self) -> Vec<SnapshotName> {
         let newest = self.newest.as_ref().map(|(name, _)| *name);

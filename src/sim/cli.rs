@@ -1,4 +1,4 @@
-//! What `make sim` and `make sim-mutants` run.
+//! What `make sim`, `make sim-mutants` and the judge of `make chaos` run.
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -7,8 +7,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::checkers::linearizable::{shows_too_little, UNDECIDED_PER_MILLE_MAX};
 use super::clock::SECOND;
-use super::plan::{Plan, END};
+use super::history::{Histories, Judgement};
+use super::objects::kind;
+use super::plan::{Plan, EDITION, END};
 use super::shrink::shrink;
 use super::{run, Figures};
 use crate::mutants::{self, Mutant};
@@ -22,7 +25,11 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 /// Lines of a transcript that are printed; the whole is in a file.
 const LINES_PRINTED: usize = 60;
 
-const USAGE: &str = "usage: sim seeds COUNT [FIRST] [SECONDS] | sim seed SEED | sim mutants [NAME]";
+/// Histories that are printed, of those that are wrong.
+const WRONG_PRINTED: usize = 3;
+
+const USAGE: &str =
+    "usage: sim seeds COUNT [FIRST] [SECONDS] | sim seed SEED [EDITION] | sim mutants [NAME] | sim judge FILE...";
 
 /// Runs what the arguments ask for.
 pub fn main() -> ExitCode {
@@ -36,8 +43,9 @@ pub fn main() -> ExitCode {
             let first = number(2).unwrap_or_else(|| getrandom::u64().unwrap_or(1) >> 16);
             many(first, count, number(3).map_or(Duration::MAX, Duration::from_secs))
         }
-        (Some("seed"), Some(seed)) => one(seed),
+        (Some("seed"), Some(seed)) => one(seed, number(2).map_or(EDITION, |edition| edition as u32)),
         (Some("mutants"), _) => mutants(arguments.get(1).map(String::as_str)),
+        (Some("judge"), _) if arguments.len() > 1 => judge(&arguments[1..]),
         _ => {
             eprintln!("{USAGE}");
             ExitCode::from(2)
@@ -79,6 +87,13 @@ fn many(first: u64, count: u64, time: Duration) -> ExitCode {
     let took = begin.elapsed().as_secs_f64();
     println!("sim: {seeds} seeds in {took:.1} s ({:.0} a minute), {figures}", seeds as f64 * 60.0 / took);
     match failing.into_inner() {
+        None if shows_too_little(figures.undecided, figures.histories) => {
+            println!(
+                "\nFAILED: {} of {} histories are undecided; at most {UNDECIDED_PER_MILLE_MAX} of 1000 may be",
+                figures.undecided, figures.histories
+            );
+            ExitCode::FAILURE
+        }
         None => ExitCode::SUCCESS,
         Some(plan) => {
             report(&plan);
@@ -87,8 +102,8 @@ fn many(first: u64, count: u64, time: Duration) -> ExitCode {
     }
 }
 
-fn one(seed: u64) -> ExitCode {
-    let plan = Plan::new(seed);
+fn one(seed: u64, edition: u32) -> ExitCode {
+    let plan = Plan::of_edition(seed, edition);
     let outcome = run(&plan, false);
     println!("sim: seed {seed}, {}", outcome.figures);
     match outcome.violation {
@@ -102,7 +117,8 @@ fn one(seed: u64) -> ExitCode {
 
 /// Tells a failure: what to run again, and the shortest schedule of faults that leads to it.
 fn report(plan: &Plan) {
-    println!("\nFAILED: seed {}, commit {}; again with: make sim SEED={}", plan.seed, commit(), plan.seed);
+    let edition = if plan.edition == EDITION { String::new() } else { format!(" EDITION={}", plan.edition) };
+    println!("\nFAILED: seed {}, commit {}; again with: make sim SEED={}{edition}", plan.seed, commit(), plan.seed);
     let (shortest, outcome) = shrink(plan);
     println!("{} nodes, {} clients each, {:?}", shortest.nodes, shortest.clients, shortest.tuning);
     println!("faults ({} of {}):", shortest.faults.len(), plan.faults.len());
@@ -129,6 +145,40 @@ fn commit() -> String {
     let output = Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12"]).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
     text.ok().filter(|text| !text.is_empty()).unwrap_or_else(|| "unknown".into())
+}
+
+/// Judges what real clients wrote down.
+fn judge(files: &[String]) -> ExitCode {
+    let begin = Instant::now();
+    let mut histories = Histories::default();
+    for file in files {
+        let read = std::fs::read_to_string(file).map_err(|error| error.to_string());
+        if let Err(problem) = read.and_then(|text| histories.read(&text)) {
+            println!("FAILED: {file}: {problem}");
+            return ExitCode::FAILURE;
+        }
+    }
+    let calls = histories.calls();
+    let Judgement { histories, wrong, undecided } = histories.judge();
+    println!(
+        "judge: {histories} histories of {calls} calls in {:.1} s, {} wrong, {} undecided",
+        begin.elapsed().as_secs_f64(),
+        wrong.len(),
+        undecided.len()
+    );
+    for (key, history) in wrong.iter().take(WRONG_PRINTED) {
+        println!("\nWRONG: the {:?} {key} behaves as no such object can:", kind(*key));
+        let skipped = history.len().saturating_sub(LINES_PRINTED);
+        println!("  ({skipped} calls before)");
+        for call in &history[skipped..] {
+            println!("  {call}");
+        }
+    }
+    if !undecided.is_empty() {
+        println!("undecided: {undecided:?}; at most {UNDECIDED_PER_MILLE_MAX} of 1000 may be");
+    }
+    let shows_nothing = histories == 0 || shows_too_little(undecided.len() as u64, histories);
+    ExitCode::from(u8::from(!wrong.is_empty() || shows_nothing))
 }
 
 /// Who finds this bug, and after how many seeds.
@@ -173,7 +223,7 @@ fn threads() -> usize {
 }
 
 impl Figures {
-    fn add(&mut self, other: &Self) {
+    pub(super) fn add(&mut self, other: &Self) {
         self.happenings += other.happenings;
         self.calls += other.calls;
         self.answered += other.answered;
@@ -186,6 +236,11 @@ impl Figures {
         self.installed += other.installed;
         self.restored += other.restored;
         self.compacted += other.compacted;
+        self.lost += other.lost;
+        self.late += other.late;
+        self.repeated += other.repeated;
+        self.histories += other.histories;
+        self.undecided += other.undecided;
         self.worlds += 1;
     }
 }
@@ -193,13 +248,15 @@ impl Figures {
 impl std::fmt::Display for Figures {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { happenings, calls, answered, applied, starts, leaders, refused, worlds, .. } = self;
-        let Self { transferred, snapshots, installed, restored, compacted, .. } = self;
+        let Self { lost, late, repeated, transferred, snapshots, installed, restored, compacted, .. } = self;
+        let Self { histories, undecided, .. } = self;
         let hours = (worlds * END) as f64 / SECOND as f64 / 3600.0;
         write!(
             f,
             "{hours:.1} h of virtual time, {happenings} happenings, {calls} calls ({answered} answered), {applied} \
-             applied, {starts} starts, {leaders} leaders ({transferred} handed over), {refused} connections refused, {snapshots} snapshots \
-             ({installed} installed, {restored} restored, {compacted} readers overtaken)"
+             applied, {starts} starts, {leaders} leaders ({transferred} handed over), {refused} connections refused, \
+             {lost} packets lost, {late} late, {repeated} repeated, {snapshots} snapshots ({installed} installed, \
+             {restored} restored, {compacted} readers overtaken), {histories} histories judged ({undecided} undecided)"
         )
     }
 }

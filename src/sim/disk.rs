@@ -215,7 +215,8 @@ impl FileDisk {
 
     /// The log's own end would bring it in order, so the next start finds a copy of how things stood at the crash.
     fn crash(&mut self, writer: &mut dyn LogWriter, writing: Option<Batch>, power_fails: bool, rng: &mut Rng) {
-        self.power.fail();
+        // A batch takes one sync, and two more where the log goes on to its next file.
+        self.power.fail(if writing.is_some() { rng.usize(0..3) } else { 0 });
         let tears = power_fails || writing.is_some();
         if let Some(batch) = writing {
             // Nobody hears how it ended.
@@ -331,6 +332,38 @@ mod tests {
             left.insert(last);
         }
         assert!(left.first() == Some(&3) && left.len() > 1, "{left:?}");
+    }
+
+    /// Entries of a sixth of a file: the batch that is torn is the last of its file, or the first of the next one.
+    #[test]
+    fn a_real_log_is_torn_while_it_goes_on_to_its_next_file() {
+        let large = |index| {
+            let mut batch = batch(index, true);
+            batch.groups[0].entries[0].data = vec![7; FILE_BYTES as usize / 6];
+            batch
+        };
+        let mut files = std::collections::BTreeSet::new();
+        for seed in 0..60 {
+            let mut disk = Disk::new(true);
+            let mut writer = disk.open().unwrap().writer;
+            let synced = 4 + seed % 6;
+            (1..=synced).for_each(|index| writer.write(large(index)).unwrap());
+            disk.crash(writer.as_mut(), Some(large(synced + 1)), true, &mut Rng::with_seed(seed));
+            drop(writer);
+            // The next start mends what it finds, and the one after that finds it mended.
+            for _ in 0..2 {
+                let mut opened = disk.open().unwrap();
+                let last = opened.groups[&APPLICATION_GROUP].last_index;
+                assert!((synced..=synced + 3).contains(&last), "seed {seed}: {last} after {synced}");
+                let read = opened.reader.entries(APPLICATION_GROUP, 1, last + 1, u64::MAX).unwrap();
+                assert_eq!(read.len() as u64, last, "seed {seed}");
+                opened.writer.write(large(last + 1)).unwrap();
+                let Disk::Files(on_files) = &disk else { unreachable!() };
+                files.insert((synced, std::fs::read_dir(on_files.directory.0.join("log")).unwrap().count()));
+            }
+        }
+        let counts = files.iter().map(|(_, count)| count).collect::<std::collections::BTreeSet<_>>();
+        assert!(counts.len() > 1, "no log went on to another file: {files:?}");
     }
 
     #[test]

@@ -82,6 +82,8 @@ pub enum Event<'a> {
     Commits { after: u64, through: u64, entries: &'a [Applied] },
     /// How much the engine holds.
     Held { sizes: &'a crate::engine::Sizes, open_calls: usize },
+    /// A leader in this term, whose log ends at `last`, knows this of the others.
+    Follow { term: u64, last: u64, peers: &'a [crate::engine::Follower] },
     /// The process did not run, or its application did not, until now.
     WasHeldUp,
 }

@@ -3,7 +3,7 @@
 //! A command in the log is one of the world's own (`objects`) with the guest's bytes behind it. So the same checkers are
 //! at work with a guest as without, and a world without one is what it would be if there were no guests.
 
-use super::clock::SECOND;
+use super::clock::{Time, SECOND};
 use super::network::MachineId;
 use super::objects::LEN;
 use super::plan::{Fault, Plan, END};
@@ -17,14 +17,14 @@ pub use super::plan::GUEST_BYTES_MAX;
 /// A state machine with a replica on every machine, and the commands for it.
 pub trait Guest {
     /// The bytes of the next command, [`GUEST_BYTES_MAX`] of them at most.
-    fn command(&mut self) -> Vec<u8>;
+    fn command(&mut self, now: Time) -> Vec<u8>;
 
     /// A process begins on this machine, with a fresh replica.
-    fn start(&mut self, machine: MachineId);
+    fn start(&mut self, now: Time, machine: MachineId);
 
     /// The replica on this machine applies these, in order. Returns how many it applied: if not all, the next one stays
     /// unapplied and the node stops, to be started again after a while.
-    fn apply(&mut self, machine: MachineId, entries: &[Applied]) -> usize;
+    fn apply(&mut self, now: Time, machine: MachineId, entries: &[Applied]) -> usize;
 
     /// Asked after each thing that happens: false ends the world where it is.
     fn goes_on(&mut self) -> bool;
@@ -90,7 +90,7 @@ impl World {
             command.set_time(header.timestamp_ns, header.wall_ns);
             Applied { index: applied.index, term: applied.term, command, token: None }
         };
-        guest.apply(machine, &entries.iter().map(its_part).collect::<Vec<_>>())
+        guest.apply(self.now, machine, &entries.iter().map(its_part).collect::<Vec<_>>())
     }
 
     /// The node stops whose guest has refused an entry; it begins again, from its log, with a fresh replica.

@@ -1,5 +1,6 @@
 //! The faults of a plan begin and end.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use raft::eraftpb::{Entry, Message, MessageType};
@@ -208,6 +209,7 @@ impl World {
         };
         self.may_never_form |= !self.machines[..self.plan.nodes].iter().all(formed);
         self.kill(machine, down);
+        self.machines[machine].old = image.boot > 0;
         self.machines[machine].put_back(image);
         self.machines[machine].out = true;
     }
@@ -252,10 +254,19 @@ impl World {
         })
     }
 
+    /// Whether the nodes that run from earlier copies stay a minority: they have forgotten each other's later starts, and a
+    /// majority of them would be a cluster as it was then.
+    fn may_run_copy(&self, machine: MachineId) -> bool {
+        let runs = |machine: &&Machine| machine.old && (machine.process.is_some() || machine.starts_at.is_some());
+        let mut nodes = self.machines.iter().filter(runs).map(|machine| machine.node).collect::<BTreeSet<_>>();
+        nodes.insert(self.machines[machine].node);
+        2 * nodes.len() < self.plan.nodes
+    }
+
     fn roll_back(&mut self, number: usize, target: Target, copied: u64, down: u64) {
         let machine = self.resolve_fixed(target);
         let Some(image) = self.machines[machine].copies.remove(&copied) else { return };
-        if self.is_known_to_be_old(machine, image.boot) {
+        if self.is_known_to_be_old(machine, image.boot) && self.may_run_copy(machine) {
             self.trace.note(self.now, &[15, number as u64], || format!("machine {machine} is rolled back"));
             self.replace_disk(Target::Machine(machine), image, down);
         }
@@ -264,13 +275,13 @@ impl World {
     fn run_clone(&mut self, number: usize, target: Target, copied: u64, lasts: u64) {
         let machine = self.resolve_fixed(target);
         let Some(image) = self.machines[machine].copies.remove(&copied) else { return };
-        if !self.is_known_to_be_old(machine, image.boot) {
+        if !(self.is_known_to_be_old(machine, image.boot) && self.may_run_copy(machine)) {
             return;
         }
         let clock = Clock::new(&mut self.rng);
         let mut clone = Machine::new(self.machines[machine].node as NodeId, clock, Disk::new(false));
         clone.put_back(image);
-        clone.out = true;
+        (clone.out, clone.old) = (true, true);
         self.machines.push(clone);
         let clone = self.machines.len() - 1;
         self.trace
@@ -284,7 +295,7 @@ impl World {
         // Half of the lies are meant for a leader.
         let to = match lie {
             Lie::UnknownEntries | Lie::StaleReject | Lie::OldCommand => self.resolve(Target::LeaderOr(to)),
-            Lie::Gap | Lie::LostLog | Lie::EmptyProposal => to,
+            Lie::Gap | Lie::LostLog | Lie::Empty => to,
         };
         let from = if from == to { (from + 1) % self.plan.nodes } else { from };
         let sender = self.machines[from].node;
@@ -317,15 +328,22 @@ impl World {
             Lie::StaleReject => {
                 let matched = status.peers.iter().find(|(id, _)| *id == sender).and_then(|(_, progress)| *progress);
                 message.index = matched.map_or(0, |progress| progress.matched);
+                message.reject_hint = self.rng.u64(0..=message.index);
                 message.reject = true;
+                // raft-rs probes on a new connection, and believes a reject only while it does.
+                process.occurred.push(Occurred::Rerouted(sender));
                 MessageType::MsgAppendResponse
             }
-            Lie::EmptyProposal | Lie::OldCommand => MessageType::MsgPropose,
+            Lie::Empty if self.rng.bool() => {
+                message.term = 0;
+                MessageType::MsgReadIndex
+            }
+            Lie::Empty | Lie::OldCommand => MessageType::MsgPropose,
         };
         message.set_msg_type(kind);
         // Nobody but the leader sends these, and raft-rs panics when two of them do.
         let leads = status.leader == Some(process.id);
-        if leads == matches!(lie, Lie::UnknownEntries | Lie::StaleReject | Lie::EmptyProposal) {
+        if leads == matches!(lie, Lie::UnknownEntries | Lie::StaleReject | Lie::Empty) {
             process.occurred.push(Occurred::Arrived(sender, Packet::Raft(Box::new(message))));
             self.wake_soon(to);
         }

@@ -44,7 +44,7 @@ impl World {
                 self.happens(at, Happening::Read(place));
                 self.machines[machine].process = Some(process);
                 if let Some(guest) = &mut self.guest {
-                    guest.start(machine);
+                    guest.start(self.now, machine);
                 }
                 self.wake(machine, self.now);
             }

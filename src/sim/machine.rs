@@ -51,6 +51,8 @@ pub struct Machine {
     pub members: Option<BTreeMap<NodeId, String>>,
     /// It will not take part again: its disk was wiped, or rolled back, or is a copy.
     pub out: bool,
+    /// Its disk is an earlier copy, of this machine's or another's.
+    pub old: bool,
     /// When the next round of its process is due.
     pub round_at: Time,
 }
@@ -74,6 +76,7 @@ impl Machine {
             disk_fails: false,
             members: None,
             out: false,
+            old: false,
             round_at: Time::MAX,
         }
     }

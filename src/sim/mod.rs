@@ -18,7 +18,8 @@
 //! | `inject` | the faults begin and end |
 //! | `event`, `checkers` | what the checkers are told, and the checkers: one file each |
 //! | `shrink` | fewer faults that fail as well |
-//! | `cli` | `make sim`, `make sim-mutants` |
+//! | `history` | what real clients wrote down, for the same judge |
+//! | `cli` | `make sim`, `make sim-mutants`, the judge of `make chaos` |
 //!
 //! The engine, the formation, the gate, the node's record, what is gathered into one write, and what a log is after it are
 //! the same code as in the real world. The simulator keeps to the order of the driver's effects.
@@ -34,6 +35,8 @@ mod clock;
 mod disk;
 mod event;
 pub mod guest;
+#[cfg(feature = "mutants")]
+mod history;
 mod inject;
 mod lifecycle;
 mod machine;
@@ -66,7 +69,7 @@ struct Run {
     /// What a checker objected to.
     violation: Option<Violation>,
     /// Two runs of one plan agree on it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "only a test compares two runs"))]
+    #[cfg_attr(not(all(test, feature = "mutants")), expect(dead_code, reason = "only a test compares two runs"))]
     trace: u64,
     /// What happened, if it was to be recorded.
     transcript: Vec<String>,

@@ -101,6 +101,8 @@ pub struct Wires {
     pub loss_per_mille: u32,
     /// What comes once more on the next connection: from, to, packets.
     pub replays: Vec<(Place, Place, Vec<Packet>)>,
+    /// The newest connection on which something has arrived, by sender and receiver.
+    pub newest: BTreeMap<(MachineId, MachineId), ConnectionId>,
     next: ConnectionId,
 }
 

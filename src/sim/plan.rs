@@ -52,8 +52,8 @@ pub enum Lie {
     UnknownEntries,
     /// Rejects what was acknowledged.
     StaleReject,
-    /// Proposes nothing at all.
-    EmptyProposal,
+    /// Proposes nothing at all, or asks to read without saying who asks.
+    Empty,
     /// Forwards once more what was applied long ago.
     OldCommand,
 }
@@ -101,9 +101,20 @@ pub enum Fault {
     WrongMembers { target: Target, fewer: bool, down: Time },
 }
 
+/// What the time of a fault counts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Since {
+    /// The world's beginning.
+    Beginning,
+    /// The moment at which so many stages of the formation have become durable, over all nodes.
+    Stage(u32),
+}
+
 /// A fault and its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scheduled {
+    /// Counted from.
+    pub since: Since,
     /// When it begins.
     pub at: Time,
     /// What.
@@ -112,7 +123,11 @@ pub struct Scheduled {
 
 impl std::fmt::Display for Scheduled {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:>9.3} s  {:?}", self.at as f64 / SECOND as f64, self.fault)
+        let at = self.at as f64 / SECOND as f64;
+        match self.since {
+            Since::Beginning => write!(f, "{at:>9.3} s  {:?}", self.fault),
+            Since::Stage(stage) => write!(f, "{at:>9.3} s after stage {stage} of the formation  {:?}", self.fault),
+        }
     }
 }
 
@@ -121,6 +136,9 @@ impl std::fmt::Display for Scheduled {
 pub struct Plan {
     /// The seed; the world draws everything else from it while it goes on.
     pub seed: u64,
+    /// How it was drawn.
+    #[cfg_attr(not(feature = "mutants"), expect(dead_code, reason = "only `make sim` tells it"))]
+    pub edition: u32,
     /// Machines, each with one node.
     pub nodes: usize,
     /// The nodes' settings.
@@ -147,39 +165,74 @@ pub struct Plan {
     pub faults: Vec<Scheduled>,
 }
 
+/// How plans are drawn today. Whoever draws something new counts it up, and draws it from a generator of its own: a seed
+/// of the corpus goes on standing for the plan with which it failed.
+pub const EDITION: u32 = 4;
+
 impl Plan {
     /// What `seed` stands for.
-    #[cfg(any(test, feature = "mutants"))]
+    #[cfg(feature = "mutants")]
     pub fn new(seed: u64) -> Self {
-        Self::of(seed, None)
+        Self::of_edition(seed, EDITION)
+    }
+
+    /// What `seed` stood for when plans were drawn in this way.
+    #[cfg(feature = "mutants")]
+    pub fn of_edition(seed: u64, edition: u32) -> Self {
+        Self::of(seed, edition, None)
     }
 
     /// The same for a guest: with as many nodes as it wants, in memory, and with what happens to an application only.
     /// Disks that are lost and peers that lie are the engine's affair.
     pub fn for_guest(seed: u64, nodes: usize) -> Self {
-        let mut plan = Self::of(seed, Some(nodes));
-        (plan.files, plan.padding) = (false, 0);
+        let mut plan = Self::of(seed, EDITION, Some(nodes));
+        (plan.files, plan.padding, plan.takes_snapshots, plan.keeps_state) = (false, 0, false, false);
         plan.tuning.max_entry_bytes = (GUEST_BYTES_MAX + objects::LEN) as u64;
-        plan.faults.retain(|scheduled| match scheduled.fault {
-            Fault::Wipe { .. } | Fault::RollBack { .. } | Fault::Clone { .. } => false,
-            Fault::Forge { .. } | Fault::WrongMembers { .. } => false,
-            _ => true,
-        });
+        let is_for_the_engine = |fault| {
+            matches!(fault, Fault::Wipe { .. } | Fault::RollBack { .. } | Fault::Clone { .. })
+                || matches!(fault, Fault::Forge { .. } | Fault::WrongMembers { .. })
+        };
+        plan.faults.retain(|scheduled| !is_for_the_engine(scheduled.fault));
         plan
     }
 
-    fn of(seed: u64, nodes: Option<usize>) -> Self {
+    fn of(seed: u64, edition: u32, nodes: Option<usize>) -> Self {
+        let mut plan = Self { edition, ..Self::first_edition(seed, nodes) };
+        let mut rng = Rng::with_seed(seed ^ 0x5eed_0000_0000_0002);
+        if edition >= 2 && nodes.is_none() && rng.u32(0..8) == 0 {
+            plan.nodes = *pick(&mut rng, &[3, 3, 5]);
+            plan.faults =
+                if rng.u32(0..3) == 0 { torn_birth(&mut rng, plan.nodes) } else { split_birth(&mut rng, plan.nodes) };
+        }
+        if edition >= 3 {
+            plan.draw_snapshots(&mut Rng::with_seed(seed ^ 0x5eed_0000_0000_0003));
+        }
+        if edition >= 4 {
+            add_transfers(&mut Rng::with_seed(seed ^ 0x5eed_0000_0000_0004), plan.nodes, &mut plan.faults);
+        }
+        plan
+    }
+
+    /// How snapshots are taken, and whether applications keep their state by themselves.
+    fn draw_snapshots(&mut self, rng: &mut Rng) {
+        self.takes_snapshots = rng.u32(0..8) > 0;
+        self.keeps_state = rng.u32(0..4) == 0;
+        let tuning = &mut self.tuning;
+        tuning.snapshot_entries = *pick(rng, &[5, 30, 200, 1000, u64::MAX]);
+        tuning.snapshot_bytes = *pick(rng, &[2000, 30_000, u64::MAX]);
+        tuning.snapshot_trail = *pick(rng, &[0, 0, 10, 200]);
+    }
+
+    fn first_edition(seed: u64, nodes: Option<usize>) -> Self {
         let mut rng = Rng::with_seed(seed);
         let drawn = *pick(&mut rng, &[3, 3, 5, 5, 5, 4, 7]);
         let nodes = nodes.unwrap_or(drawn);
         let tuning = tuning(&mut rng);
         let latency_max = *pick(&mut rng, &[MS, 5 * MS, 20 * MS]);
-        // Drawn from a source of their own, so that all else of a seed stays what it was.
-        let mut snapshots = Rng::with_seed(seed ^ 0x5a45_4070);
-        let tuning = with_snapshots(tuning, &mut snapshots);
         let fsync_max = *pick(&mut rng, &[MS, 5 * MS, 30 * MS]);
         Self {
             seed,
+            edition: 1,
             nodes,
             tuning,
             clients: rng.usize(1..=3),
@@ -189,15 +242,14 @@ impl Plan {
             latency: (MS / 10, latency_max),
             fsync: (MS / 10, fsync_max),
             files: rng.u32(0..3) == 0,
-            takes_snapshots: snapshots.u32(0..8) > 0,
-            keeps_state: snapshots.u32(0..4) == 0,
-            faults: with_transfers(seed, nodes, faults(&mut rng, nodes)),
+            takes_snapshots: false,
+            keeps_state: false,
+            faults: faults(&mut rng, nodes),
         }
     }
 }
 
-const LIES: [Lie; 6] =
-    [Lie::Gap, Lie::LostLog, Lie::UnknownEntries, Lie::StaleReject, Lie::EmptyProposal, Lie::OldCommand];
+const LIES: [Lie; 6] = [Lie::Gap, Lie::LostLog, Lie::UnknownEntries, Lie::StaleReject, Lie::Empty, Lie::OldCommand];
 
 fn pick<'a, T>(rng: &mut Rng, from: &'a [T]) -> &'a T {
     &from[rng.usize(0..from.len())]
@@ -223,15 +275,6 @@ fn tuning(rng: &mut Rng) -> Tuning {
     }
 }
 
-fn with_snapshots(tuning: Tuning, rng: &mut Rng) -> Tuning {
-    Tuning {
-        snapshot_entries: *pick(rng, &[5, 30, 200, 1000, u64::MAX]),
-        snapshot_bytes: *pick(rng, &[2000, 30_000, u64::MAX]),
-        snapshot_trail: *pick(rng, &[0, 0, 10, 200]),
-        ..tuning
-    }
-}
-
 fn faults(rng: &mut Rng, nodes: usize) -> Vec<Scheduled> {
     let kinds = (0..KINDS).filter(|_| rng.u32(0..3) == 0).collect::<Vec<_>>();
     let mut faults = Vec::new();
@@ -247,27 +290,28 @@ fn faults(rng: &mut Rng, nodes: usize) -> Vec<Scheduled> {
     for _ in 0..count {
         let at = rng.u64(begin..HEALED - SECOND);
         let kind = kinds[rng.usize(0..kinds.len())];
-        faults.push(Scheduled { at, fault: fault(rng, kind, nodes, at) });
+        faults.push(scheduled(at, fault(rng, kind, nodes, at)));
     }
     faults.sort_by_key(|scheduled| scheduled.at);
     faults
 }
 
-/// Leadership changes hands in some worlds, few or many times. Drawn from a source of its own, so that all else of a seed
-/// stays what it was.
-fn with_transfers(seed: u64, nodes: usize, mut faults: Vec<Scheduled>) -> Vec<Scheduled> {
-    let mut rng = Rng::with_seed(seed ^ 0x7a45_7065);
-    let count = *pick(&mut rng, &[0, 0, 2, 10, 40]);
+fn scheduled(at: Time, fault: Fault) -> Scheduled {
+    Scheduled { since: Since::Beginning, at, fault }
+}
+
+/// Leadership changes hands in some worlds, few or many times.
+fn add_transfers(rng: &mut Rng, nodes: usize, faults: &mut Vec<Scheduled>) {
+    let count = *pick(rng, &[0, 0, 2, 10, 40]);
     for _ in 0..count {
         let at = rng.u64(SECOND..HEALED - SECOND);
         let machine = rng.usize(0..nodes);
         let target = if rng.u32(0..8) > 0 { Target::LeaderOr(machine) } else { Target::Machine(machine) };
         let to = rng.bool().then(|| rng.usize(0..nodes));
         let patience = (rng.u32(0..4) > 0).then(|| rng.u64(1..60).pow(2) * MS);
-        faults.push(Scheduled { at, fault: Fault::Transfer { target, to, patience } });
+        faults.push(scheduled(at, Fault::Transfer { target, to, patience }));
     }
     faults.sort_by_key(|scheduled| scheduled.at);
-    faults
 }
 
 /// Disks are lost and connections cut while the cluster forms (rule M1).
@@ -277,13 +321,44 @@ fn troubled_birth(rng: &mut Rng, nodes: usize) -> Vec<Scheduled> {
         let (from, lasts) = (rng.usize(0..nodes), rng.u64(0..8 * SECOND));
         let to = (from + rng.usize(1..nodes)) % nodes;
         let fault = Fault::Cut { from, to, one_way: rng.u32(0..3) == 0, lasts };
-        faults.push(Scheduled { at: rng.u64(0..SECOND), fault });
+        faults.push(scheduled(rng.u64(0..SECOND), fault));
     }
     for _ in 0..rng.usize(1..4) {
         let (at, kind) = (rng.u64(0..6 * SECOND), *pick(rng, &[0, 2, 11, 15, 15, 15]));
-        faults.push(Scheduled { at, fault: fault(rng, kind, nodes, at) });
+        faults.push(scheduled(at, fault(rng, kind, nodes, at)));
     }
     faults.sort_by_key(|scheduled| scheduled.at);
+    faults
+}
+
+/// Nodes crash, and lose their disks or each other, between two steps of the formation (rule M1).
+fn torn_birth(rng: &mut Rng, nodes: usize) -> Vec<Scheduled> {
+    let upset = |rng: &mut Rng| {
+        let (since, kind) = (Since::Stage(rng.u32(1..=2 * nodes as u32)), *pick(rng, &[0, 2, 6, 8, 11, 15]));
+        Scheduled { since, at: rng.u64(0..50) * MS, fault: fault(rng, kind, nodes, 0) }
+    };
+    (0..rng.usize(1..6)).map(|_| upset(rng)).collect()
+}
+
+/// The members meet, all but one and some latecomers of a minority. When the first node has stored who the members are,
+/// the latecomers are cut off from the others; the one loses its disk, and what comes in its place meets the latecomers.
+/// If a node acted as soon as it had met everybody, both sides could be a cluster (`engine::formation`).
+fn split_birth(rng: &mut Rng, nodes: usize) -> Vec<Scheduled> {
+    let mut others = (0..nodes).collect::<Vec<_>>();
+    rng.shuffle(&mut others);
+    let lost = others.swap_remove(0);
+    let (latecomers, early) = others.split_at((nodes - 1) / 2);
+    let mut faults = Vec::new();
+    let until_met = rng.u64(1000..2500) * MS;
+    for &late in latecomers {
+        faults.push(scheduled(0, Fault::Cut { from: lost, to: late, one_way: false, lasts: until_met }));
+        for &from in early {
+            let fault = Fault::Cut { from, to: late, one_way: false, lasts: rng.u64(2000..8000) * MS };
+            faults.push(Scheduled { since: Since::Stage(1), at: 0, fault });
+        }
+    }
+    let fault = Fault::Wipe { target: Target::Machine(lost), down: rng.u64(1..300) * MS };
+    faults.push(Scheduled { since: Since::Stage(1), at: rng.u64(200..1500) * MS, fault });
     faults
 }
 

@@ -146,6 +146,7 @@ impl World {
             process.members.borrow_mut().stored(number);
             let later = process.stages.split_off(&(number + 1));
             for (_, stage) in std::mem::replace(&mut process.stages, later) {
+                self.stage_was_stored();
                 stage_stored(process, stage);
             }
         }
@@ -346,6 +347,9 @@ impl World {
     }
 
     fn observe(&mut self, machine: MachineId, process: &Process) {
+        if let Some((term, last, peers)) = process.engine.followers() {
+            self.tell(machine, &Event::Follow { term, last, peers: &peers });
+        }
         if process.rounds % ROUNDS_PER_DIGEST != 0 {
             return;
         }

@@ -19,10 +19,38 @@ fn a_seed_decides_everything() {
 fn what_once_failed_does_not_fail_again() {
     let seeds = include_str!("corpus.txt").lines().filter(|line| !line.starts_with('#'));
     for line in seeds {
-        let seed = line.split_whitespace().next().and_then(|seed| seed.parse().ok()).expect("a seed");
-        let violation = run(&Plan::new(seed), false).violation;
-        assert!(violation.is_none(), "seed {seed}: {}", violation.unwrap());
+        let mut words = line.split_whitespace();
+        let edition = words.next().and_then(|word| word.parse().ok()).expect("an edition");
+        let seed = words.next().and_then(|word| word.parse().ok()).expect("a seed");
+        let violation = run(&Plan::of_edition(seed, edition), false).violation;
+        assert!(violation.is_none(), "seed {seed} of edition {edition}: {}", violation.unwrap());
     }
+}
+
+/// Else packets are lost or repeated in name only.
+#[test]
+fn the_network_loses_packets_brings_them_late_and_repeats_them() {
+    let mut total = Figures::default();
+    for seed in 1..=20 {
+        total.add(&run(&Plan::new(seed), false).figures);
+    }
+    for (what, packets) in [("lost", total.lost), ("late", total.late), ("repeated", total.repeated)] {
+        assert!(packets > 0, "none {what}");
+    }
+}
+
+/// A seed of the corpus means what it meant, whatever is drawn since.
+#[test]
+fn an_edition_keeps_its_plans() {
+    let drawn = |edition| {
+        let plans = (0..200).map(|seed| Plan::of_edition(seed, edition));
+        plans.fold(0, |sum, plan| {
+            let sum = trace::mixed(sum, (plan.nodes * 10 + plan.clients) as u64);
+            plan.faults.iter().fold(sum, |sum, fault| trace::mixed(sum, fault.at))
+        })
+    };
+    assert_eq!((drawn(1), drawn(2)), (0xb459eed0f8dba80b, 0x9b62ac3fbbe5ea9b));
+    assert_eq!((drawn(3), drawn(plan::EDITION)), (drawn(2), 0), "a new edition wants a line of its own here");
 }
 
 /// One mutant for each kind of checker; `make sim-mutants` runs them all.

@@ -338,8 +338,12 @@ impl World {
         }
         let peer = connection.hellos[sender].from;
         if self.wires.loss_per_mille > 0 && self.rng.u32(0..1000) < self.wires.loss_per_mille {
+            self.figures.lost += 1;
             return;
         }
+        let newest = self.wires.newest.entry((from, to.machine)).or_default();
+        self.figures.late += u64::from(*newest > id);
+        *newest = id.max(*newest);
         self.trace.note(self.now, &[8, id, fingerprint(&packet)], || {
             format!("machine {from} -> {}: {}", to.machine, describe(&packet))
         });
@@ -408,6 +412,7 @@ impl World {
             if (sender, receiver) != (from, to) {
                 self.wires.replays.push((sender, receiver, packets));
             } else if route == Some(id) {
+                self.figures.repeated += packets.len() as u64;
                 packets.into_iter().for_each(|packet| self.send(from, id, packet));
             }
         }

@@ -123,7 +123,7 @@ impl World {
             _ => {
                 let mut payload = encode(token, operation, padding);
                 if let Some(guest) = &mut world.guest {
-                    payload.extend(guest.command());
+                    payload.extend(guest.command(world.now));
                 }
                 let command = Command::new(&payload);
                 process.inbox.proposals.push(Proposal { token, command, deadline_ns });

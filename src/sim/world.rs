@@ -15,7 +15,7 @@ use super::event::{Ending, Event, Standing, Stopped};
 use super::guest::Guest;
 use super::machine::{address, Machine};
 use super::network::{ConnectionId, MachineId, Occurred, Place, Wires};
-use super::plan::{Fault, Plan, Target, END, HEALED};
+use super::plan::{Fault, Plan, Since, Target, END, HEALED};
 use super::trace::Trace;
 use super::workload::Workload;
 use crate::engine::command::Command;
@@ -121,6 +121,16 @@ pub struct Figures {
     pub restored: u64,
     /// Readers of `commits()` that the log's beginning had overtaken.
     pub compacted: u64,
+    /// Packets that were lost on a connection that went on.
+    pub lost: u64,
+    /// Packets that arrived behind one of the same sender that had left later, on a newer connection.
+    pub late: u64,
+    /// Packets that were sent once more on the next connection.
+    pub repeated: u64,
+    /// Histories of objects that were judged.
+    pub histories: u64,
+    /// Of which took too long to judge.
+    pub undecided: u64,
     /// Worlds that these figures are of, once they are added up.
     pub worlds: u64,
 }
@@ -147,6 +157,8 @@ pub struct World {
     pub(super) transfers: (BTreeMap<Token, MachineId>, Token),
     /// A node whose members were wiped before all had formed may wait for ever.
     pub(super) may_never_form: bool,
+    /// Stages of the formation that have become durable, over all nodes.
+    stages: u32,
 }
 
 impl World {
@@ -168,6 +180,7 @@ impl World {
             applied: VecDeque::new(),
             transfers: Default::default(),
             may_never_form: false,
+            stages: 0,
             rng,
         };
         for id in 0..plan.nodes {
@@ -178,6 +191,9 @@ impl World {
         }
         world.begin_workload();
         for (number, scheduled) in world.plan.faults.clone().into_iter().enumerate() {
+            if scheduled.since != Since::Beginning {
+                continue;
+            }
             world.happens(scheduled.at, Happening::Fault(number));
             if let Fault::RollBack { copied, .. } | Fault::Clone { copied, .. } = scheduled.fault {
                 world.happens(copied, Happening::Copy(number));
@@ -206,6 +222,8 @@ impl World {
         self.now = END;
         let ending = self.ending();
         self.checkers.end(END, &ending);
+        let judged = self.checkers.judged();
+        (self.figures.histories, self.figures.undecided) = (judged.histories, judged.undecided);
         self.checkers.violation().map_or(Ok(()), Err)
     }
 
@@ -240,6 +258,17 @@ impl World {
     pub(super) fn happens(&mut self, at: Time, what: Happening) {
         self.order += 1;
         self.due.push(Reverse(Due { at: at.max(self.now), order: self.order, what }));
+    }
+
+    /// A node has stored a stage of the formation: faults may wait for that.
+    pub(super) fn stage_was_stored(&mut self) {
+        self.stages += 1;
+        for (number, scheduled) in self.plan.faults.clone().into_iter().enumerate() {
+            let at = self.now + scheduled.at;
+            if scheduled.since == Since::Stage(self.stages) && at < HEALED {
+                self.happens(at, Happening::Fault(number));
+            }
+        }
     }
 
     /// A process looks round at `at`, or earlier.

@@ -302,9 +302,10 @@ class World:
         """
         Let it happen, from the birth of the cluster to its end, and return figures about it.
 
-        `guest.command()` returns the next command, bytes. `guest.start(node)` is called when a node starts and returns
-        its replica: `replica.apply(entry)`, or `replica.apply_batch(entries)` if `replica.is_batch`, is treated as a
-        node treats a state machine. `replica.settle(value, error)` is told what each entry came to, in order, and
+        `guest.command(now)` returns the next command, bytes; `now` is virtual time in nanoseconds.
+        `guest.start(now, node)` is called when a node starts and returns its replica. Once `replica.now` is set,
+        `replica.apply(entry)`, or `replica.apply_batch(entries)` if `replica.is_batch`, is treated as a node treats a state
+        machine. `replica.settle(value, error)` is told what each entry came to, in order, and
         `replica.refuse(message, error)` that the node stops with the next one unapplied.
 
         What `guest` and `replica` raise themselves ends the world and is raised here; so are signals' exceptions, within

@@ -25,6 +25,7 @@ import aioraft
 ACKNOWLEDGED = "acknowledged"
 NOT_COMMITTED = aioraft.Outcome.NOT_COMMITTED.value
 UNKNOWN = aioraft.Outcome.UNKNOWN.value
+WITHOUT_RESULT = aioraft.Outcome.APPLIED_WITHOUT_RESULT.value
 PADDING_BYTES = (0, 10, 100, 1000, 8000)
 
 
@@ -58,17 +59,18 @@ class Counts(aioraft.StateMachine[int]):
 class Sequence:
     """Digests entries in their order, with everything that must be the same on all replicas."""
 
-    def __init__(self) -> None:
-        self.length = 0
-        self._hash = hashlib.blake2b(digest_size=8)
+    def __init__(self, length: int = 0, chain: bytes = b"") -> None:
+        """Go on behind so many entries, whose digest is `chain`."""
+        self.length = length
+        self.chain = chain
 
     def add(self, entry: aioraft.Entry) -> None:
         self.length += 1
-        self._hash.update(b"%d %d %d %d " % (entry.index, entry.term, entry.timestamp_ns, len(entry.data)))
-        self._hash.update(entry.data)
+        before = b"%s %d %d %d %d " % (self.chain, entry.index, entry.term, entry.timestamp_ns, len(entry.data))
+        self.chain = hashlib.blake2b(before + entry.data, digest_size=8).digest()
 
     def digest(self) -> str:
-        return f"{self.length} {self._hash.hexdigest()}"
+        return f"{self.length} {self.chain.hex()}"
 
 
 class Replica:

@@ -17,9 +17,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from typing import Any, TypeVar
 
 import aioraft
-from counting_node import ACKNOWLEDGED, NOT_COMMITTED, UNKNOWN
+from counting_node import ACKNOWLEDGED, NOT_COMMITTED, UNKNOWN, WITHOUT_RESULT
 
 T = TypeVar("T")
+P = TypeVar("P", bound="Processes")
 
 HERE = pathlib.Path(__file__).parent
 DEADLINE_S = 30.0
@@ -64,6 +65,7 @@ class Process:
         self.starts = 0
         self.leaderships: list[aioraft.Leadership] = []
         self.is_blocking = False
+        self.stages: list[str] = []
         self.stopped: str | None = None
         self.log = folder / f"node-{number}.log"
         self._cluster = cluster
@@ -77,6 +79,10 @@ class Process:
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._asked = 0
         self._may_end = False
+
+    @property
+    def data_dir(self) -> pathlib.Path:
+        return pathlib.Path(self._settings["data_dir"])
 
     @property
     def address(self) -> tuple[str, int]:
@@ -102,6 +108,7 @@ class Process:
         self.starts += 1
         self.incarnation = f"{self.number}.{self.starts}"
         self.leaderships = []
+        self.stages = []
         self.stopped = None
         self._may_end = False
         self._settings |= {"incarnation": self.incarnation, "seed": f"{self._cluster.seed} {self.incarnation}"}
@@ -209,6 +216,8 @@ class Process:
                         self.stopped = message["message"]
                     case "blocking":
                         self.is_blocking = True
+                    case "stage":
+                        self.stages.append(message["stage"])
                     case _:
                         answer = self._answers.pop(message["ask"])
                         if answer.done():
@@ -232,6 +241,8 @@ class Processes:
 
     program = HERE / "counting_node.py"
     deadline_s = DEADLINE_S
+    succeeded = (ACKNOWLEDGED,)
+    """Ends that a command has whose process lives."""
 
     def __init__(self, folder: pathlib.Path, members: dict[int, str], seed: int, settings: dict[str, Any]) -> None:
         self.seed = seed
@@ -302,7 +313,8 @@ class Processes:
         running = self.running
         for process, proposed in zip(running, await self.ask(running, "stop"), strict=True):
             names = [f"{process.incarnation}.{number}" for number in range(proposed)]
-            failed = {name: fate for name in names if (fate := self.fates.get(name, "not said")) != ACKNOWLEDGED}
+            fates = {name: self.fates.get(name, "not said") for name in names}
+            failed = {name: fate for name, fate in fates.items() if fate not in self.succeeded}
             assert not failed, f"node {process.number} lived and yet not all of its commands succeeded: {failed}"
 
     async def assert_counted_once(self) -> None:
@@ -315,7 +327,7 @@ class Processes:
         doubled = {name: count for name, count in counts.items() if count != 1}
         assert not doubled, f"applied more than once: {doubled}"
         for name, fate in self.fates.items():
-            if fate == ACKNOWLEDGED:
+            if fate in (ACKNOWLEDGED, WITHOUT_RESULT):
                 assert name in counts, f"{name} was acknowledged, and is lost"
             elif fate == NOT_COMMITTED:
                 assert name not in counts, f"{name} was said to be committed never, and is applied"
@@ -328,13 +340,10 @@ class Processes:
 
 
 @contextlib.asynccontextmanager
-async def three_processes(
-    folder: pathlib.Path, seed: int, program: pathlib.Path = Processes.program, /, **settings: Any
-) -> AsyncIterator[Processes]:
+async def three_of_kind(kind: type[P], folder: pathlib.Path, seed: int, **settings: Any) -> AsyncIterator[P]:
     """Start three replicas, and end them; those that a test leaves running must end in good order."""
     with reserved_addresses(3) as members:
-        processes = Processes(folder, members, seed, QUICK_ELECTIONS | {"propose_timeout": 20.0} | settings)
-        processes.program = program
+        processes = kind(folder, members, seed, QUICK_ELECTIONS | {"propose_timeout": 20.0} | settings)
         try:
             await processes.start()
             yield processes
@@ -346,6 +355,13 @@ async def three_processes(
             for process in running:
                 process.send_kill()
             await asyncio.gather(*(process.ended() for process in running))
+
+
+def three_processes(
+    folder: pathlib.Path, seed: int, **settings: Any
+) -> contextlib.AbstractAsyncContextManager[Processes]:
+    """The same with the plain kind."""
+    return three_of_kind(Processes, folder, seed, **settings)
 
 
 async def _in_time(awaitable: Awaitable[T], what: str, deadline_s: float) -> T:

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 
 import aioraft
+from disks import Disks, build_shim, can_build_shim, preload
 from processes import DEADLINE_S, HERE, Process, make_random, three_processes
 from waiting import until
 
@@ -31,40 +32,15 @@ AT_ONCE = 8  # nodes that are tried out together: each waits for its disk
 
 @pytest.fixture(scope="session")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None or not sys.platform.startswith("linux"):
+    if not can_build_shim():
         pytest.skip("a disk that fails needs Linux and a C compiler")
-    library = tmp_path_factory.mktemp("shim") / "disk_shim.so"
-    subprocess.run(
-        [compiler, "-O1", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", library, HERE / "disk_shim.c", "-ldl"],
-        check=True,
-    )
-    return library
-
-
-class Disks:
-    """The disks of the processes that a test starts, one per directory in `folder`; see `disk_shim.c`."""
-
-    def __init__(self, folder: pathlib.Path) -> None:
-        self.folder = folder
-
-    def fail(self, disk: str, *faults: str) -> None:
-        """From now on, `disk` has these faults."""
-        unfinished = self.folder / f"{disk}.new"
-        unfinished.write_text("".join(fault + "\n" for fault in faults))
-        unfinished.rename(self.folder / f"{disk}.faults")
-
-    def mend(self, disk: str) -> None:
-        (self.folder / f"{disk}.faults").unlink()
-
-    def was_hit(self, disk: str) -> bool:
-        return (self.folder / f"{disk}.hits").exists()
+    return build_shim(tmp_path_factory.mktemp("shim"))
 
 
 @pytest.fixture
 def disks(shim: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Disks:
-    monkeypatch.setenv("LD_PRELOAD", str(shim))
-    monkeypatch.setenv("AIORAFT_TEST_DISKS", str(tmp_path))
+    for name, value in preload(shim, tmp_path).items():
+        monkeypatch.setenv(name, value)
     return Disks(tmp_path)
 
 

@@ -18,8 +18,8 @@ from durable_sqlite import Accounts
 from processes import DEADLINE_S, FAULT, make_random, reserved_addresses
 
 PROGRAM = pathlib.Path(__file__).with_name("durable_node.py")
-ROUNDS = int(os.environ.get("AIORAFT_KILL_ROUNDS", "15"))
-LIFE_MAX_S = 0.5
+EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "durable_sqlite.py"
+ROUNDS = int(os.environ.get("AIORAFT_KILL_ROUNDS", "10"))
 
 
 def entry(index: int, account: str, amount: int) -> aioraft.Entry:
@@ -35,8 +35,11 @@ def test_effect_and_position_are_stored_together(tmp_path: pathlib.Path) -> None
     accounts = Accounts(tmp_path / "db")
     assert accounts.durable_applied() is None
     assert accounts.apply(entry(5, "alice", 3)) == 3
-    with pytest.raises(ValueError, match="not enough values"):
-        accounts.apply(aioraft.Entry(6, 1, b"[1]"))  # a result: nothing has changed, and the log goes on behind it
+    for wrong in (b"[1]", b"no json", b'["alice", "much"]', b'["alice", 1e99]'):
+        with pytest.raises(
+            (ValueError, OverflowError)
+        ):  # results: nothing has changed, and the log goes on behind them
+            accounts.apply(aioraft.Entry(6, 1, wrong))
     assert Accounts(tmp_path / "db").durable_applied() == (5, 1)
     assert accounts.apply(entry(7, "alice", -1)) == 2
     again = Accounts(tmp_path / "db")
@@ -65,29 +68,53 @@ def test_a_snapshot_is_the_state_when_it_was_asked_for(tmp_path: pathlib.Path) -
     assert (other.durable_applied(), balances(tmp_path / "other")) == ((99, 1), {"alice": 99})
 
 
-async def live(folder: pathlib.Path, start: int, port: int, life_s: float) -> list[list[Any]]:
-    """Start the program, kill it after `life_s`, and return what it said."""
+@pytest.mark.asyncio
+async def test_the_program_goes_on_where_it_was_killed(tmp_path: pathlib.Path) -> None:
+    said: list[str] = []
+    with reserved_addresses(1) as members:
+        environment = os.environ | {"PORT": members[1].rsplit(":", 1)[1]}
+        for _ in range(3):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, str(EXAMPLE), str(tmp_path), stdout=asyncio.subprocess.PIPE, env=environment
+            )
+            assert process.stdout is not None
+            try:
+                async with asyncio.timeout(DEADLINE_S):
+                    said += [(await process.stdout.readline()).decode().strip() for _ in range(2)]
+            finally:
+                process.kill()
+                await process.communicate()
+    assert said[0] == "the database stands at None"
+    assert said[1::2] == ["alice has 1", "alice has 2", "alice has 3"]
+    assert "None" not in said[2] + said[4]
+
+
+async def live(folder: pathlib.Path, start: int, port: int, lines: int, then_s: float) -> list[list[Any]]:
+    """Start the program, kill it `then_s` after it has said so many lines, and return what it said."""
     with (folder / "log").open("ab") as log:
         arguments = [str(PROGRAM), str(folder), str(start), str(port)]
         process = await asyncio.create_subprocess_exec(
-            sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, stderr=log
+            sys.executable,
+            *arguments,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
+            env=os.environ | {"PYTHONPATH": str(EXAMPLE.parent)},
         )
     assert process.stdout is not None
-    said: list[list[Any]] = []
+    said: list[bytes] = []
     try:
         async with asyncio.timeout(DEADLINE_S):
-            said.append(json.loads(await process.stdout.readline()))  # from here on it is at work
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(life_s):
-                await process.wait()
+            while len(said) < lines:
+                said.append(await process.stdout.readline())
+                assert said[-1], (folder / "log").read_text()
+        await asyncio.sleep(then_s)
         assert process.returncode is None, (folder / "log").read_text()
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-    lines = (await process.stdout.read()).splitlines(keepends=True)
-    said += [json.loads(line) for line in lines if line.endswith(b"\n")]
+    said += (await process.stdout.read()).splitlines(keepends=True)
     await process.wait()
-    return said
+    return [json.loads(line) for line in said if line.endswith(b"\n")]
 
 
 @pytest.mark.timeout(60 + 5 * ROUNDS)
@@ -98,11 +125,12 @@ async def test_killed_at_random_points_each_command_is_applied_once(
 ) -> None:
     chance = make_random()
     acknowledged: set[str] = set()
-    restores = compacted_starts = 0
+    restores = 0
     with reserved_addresses(1) as members:
         port = int(members[1].rsplit(":", 1)[1])
         for start in range(ROUNDS):
-            said = await live(tmp_path, start, port, chance.uniform(0, LIFE_MAX_S))
+            lines = chance.choice([1, 2, 3, chance.randrange(1, 400)])  # a start, or somewhere in a life
+            said = await live(tmp_path, start, port, lines, chance.uniform(0, 0.02))
             (kind, held), *rest = said
             assert kind == "holds"
             for kind, *what in rest:
@@ -110,7 +138,6 @@ async def test_killed_at_random_points_each_command_is_applied_once(
                 if kind == "applies" and held is not None:
                     assert what[0] > held[0]  # not one of those that it holds
                 restores += kind == "restores"
-            compacted_starts += held is not None and held[0] > 200
             acknowledged |= {what[0] for kind, *what in rest if kind == "acknowledged"}
             assert FAULT.search((tmp_path / "log").read_text()) is None
             found = balances(tmp_path / "accounts.sqlite3")
@@ -119,10 +146,9 @@ async def test_killed_at_random_points_each_command_is_applied_once(
             if loses_its_database and chance.random() < 0.3:
                 for file in tmp_path.glob("accounts.sqlite3*"):
                     file.unlink()
-                acknowledged_before = acknowledged
-                said = await live(tmp_path, 1000 + start, port, LIFE_MAX_S + 1)
+                said = await live(tmp_path, 1000 + start, port, 50, 0)
                 assert said[0] == ["holds", None]
-                assert acknowledged_before <= balances(tmp_path / "accounts.sqlite3").keys()
+                assert acknowledged <= balances(tmp_path / "accounts.sqlite3").keys()
                 restores += ["restores"] in said
     sys.stdout.write(f"{ROUNDS} kills, {len(acknowledged)} commands, {restores} restores\n")
     assert acknowledged

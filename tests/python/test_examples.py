@@ -178,6 +178,29 @@ async def test_ctrl_c_leaves_no_process_of_the_demo(tmp_path: pathlib.Path, show
     assert list((tmp_path / ".demo").iterdir()) == []
 
 
+def run_tests_of(pytester: pytest.Pytester, example: str) -> pytest.RunResult:
+    (pytester.path / example).write_text((EXAMPLES / example).read_text())
+    return pytester.runpytest_subprocess(example, "-p", "no:cacheprovider", "-p", "no:asyncio")
+
+
+def test_three_mistakes_are_caught_by_the_fixture(pytester: pytest.Pytester) -> None:
+    result = run_tests_of(pytester, "not_deterministic.py")
+    result.assert_outcomes(failed=3)
+    for mistake in ("raffle", "leases", "tokens"):
+        result.stdout.fnmatch_lines(
+            [
+                f"*test_{mistake}*",
+                "*SimulationError: apply is deterministic: not with seed *",
+                "*First diverging entry: Entry(index=*",
+                f"*To run it again: pytest not_deterministic.py::test_{mistake} --raft-seed *",
+            ]
+        )
+
+
+def test_hypothesis_finds_nothing_wrong_with_the_stock(pytester: pytest.Pytester) -> None:
+    run_tests_of(pytester, "property_based.py").assert_outcomes(passed=1)
+
+
 def processes_in(folder: pathlib.Path) -> list[str]:
     """The processes that work there."""
     found = []

@@ -11,14 +11,22 @@ import pytest
 import aioraft
 from aioraft.testing.plugin import RaftCluster
 from machines import Adder
-from processes import HERE, Process, Processes, make_random, three_processes
+from processes import HERE, Process, Processes, make_random, three_of_kind
 
 pytestmark = pytest.mark.asyncio
 
 IN_FLIGHT = 64
 LONGEST_PAUSE_S = 0.2
+
+
 # With the defaults an election takes a second at least: only a hand-over keeps the pauses short.
 DEFAULTS = {field: getattr(aioraft.Config(), field) for field in ("election_timeout", "heartbeat_interval")}
+
+
+class SteadyProcesses(Processes):
+    """Replicas under a steady load."""
+
+    program = HERE / "steady_node.py"
 
 
 # Asked for
@@ -124,7 +132,7 @@ async def test_a_leader_that_nobody_can_replace_closes_all_the_same(raft_cluster
 
 async def test_a_rolling_restart_holds_nobody_up(tmp_path: pathlib.Path) -> None:
     seed = make_random().randrange(10**9)
-    async with three_processes(tmp_path, seed, HERE / "steady_node.py", **DEFAULTS) as processes:
+    async with three_of_kind(SteadyProcesses, tmp_path, seed, **DEFAULTS) as processes:
         await processes.ask(processes.all, "load", in_flight=IN_FLIGHT)
         await processes.more(processes.all, 1000)
         at_rest, pauses = 0.0, []

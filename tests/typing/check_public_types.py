@@ -10,8 +10,8 @@ from aiohttp import web
 
 import aioraft
 import aioraft.aiohttp
-from aioraft.testing import Cluster
-from aioraft.testing.plugin import RaftCluster
+from aioraft.testing import Cluster, Simulation, SimulationError, SimulationReport
+from aioraft.testing.plugin import RaftCluster, RaftSimulation
 
 
 class Stock(aioraft.StateMachine[int]):
@@ -121,6 +121,18 @@ async def made() -> None:
 async def the_fixture(raft_cluster: RaftCluster) -> None:
     async with raft_cluster(3, Stock) as cluster:
         assert_type(cluster.nodes, tuple[aioraft.Node[int], ...])
+
+
+def the_simulation(raft_simulation: RaftSimulation, error: SimulationError) -> None:
+    simulation = raft_simulation(3, Stock, command=lambda rng: rng.randbytes(4))
+    assert_type(simulation, Simulation[int])
+    assert_type(Simulation(1, 3, Stock, command=[b"1", b"2"]), Simulation[int])
+    report = simulation.run(seconds=600)
+    assert_type(report, SimulationReport)
+    assert_type(report.crashes, int)
+    assert_type(report.snapshots, int | None)
+    assert_type(error.entry, aioraft.Entry | None)
+    assert_type(error.transcript, tuple[str, ...])
 
 
 def the_application(app: web.Application, node: aioraft.Node[int]) -> None:

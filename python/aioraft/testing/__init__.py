@@ -1,5 +1,9 @@
-"""Real clusters for tests: `Cluster`, and the pytest fixture `raft_cluster` (see `aioraft.testing.plugin`)."""
+"""For tests: `Cluster`, real nodes in one process, and `Simulation`, a state machine in a simulated world.
+
+The pytest fixtures `raft_cluster` and `raft_simulation` make them: see `aioraft.testing.plugin`.
+"""
 
 from ._cluster import TEST_CONFIG, Cluster
+from ._simulation import Simulation, SimulationError, SimulationReport
 
-__all__ = ["TEST_CONFIG", "Cluster"]
+__all__ = ["TEST_CONFIG", "Cluster", "Simulation", "SimulationError", "SimulationReport"]

@@ -8,30 +8,40 @@ import threading
 import time
 import types
 from collections.abc import Callable, Generator, Iterable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 __all__ = ["Clock", "Clocks"]
 
 TICK_NS: Final = 1_000_003
+READINGS: Final = ("time", "monotonic", "perf_counter", "clock_gettime")
 REAL: Final = {
     name: getattr(time, name)
-    for name in ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "clock_gettime")
-    + ("clock_gettime_ns", "localtime", "gmtime", "ctime", "asctime", "strftime")
+    for name in (
+        *READINGS,
+        *(f"{name}_ns" for name in READINGS),
+        *("localtime", "gmtime", "ctime", "asctime", "strftime"),
+    )
 }
-RealDatetime: Final = datetime.datetime
+RealDatetime = datetime.datetime
 
 
 class Clock:
-    """One node's: it advances with each look at it."""
+    """One node's: it runs with the world, at a speed of its own, and advances with each look at it."""
 
-    __slots__ = ("ns",)
+    __slots__ = ("_base_ns", "_ns", "_speed")
 
-    def __init__(self, seconds: float) -> None:
-        self.ns = int(seconds * 1e9)
+    def __init__(self, seconds: float, speed: int = 1) -> None:
+        self._base_ns = self._ns = int(seconds * 1e9)
+        self._speed = speed
+
+    def set(self, now: int) -> None:
+        """Let it be this time of the world, in nanoseconds."""
+        self._ns = max(self._ns, self._base_ns + self._speed * now)
 
     def look(self) -> int:
-        self.ns += TICK_NS
-        return self.ns
+        """Return nanoseconds since the epoch."""
+        self._ns += TICK_NS
+        return self._ns
 
 
 class Clocks:
@@ -52,14 +62,14 @@ class Clocks:
         substitutes = self._substitutes()
         try:
             for name, real in REAL.items():
-                self._replace(vars(time), name, substitutes[real])
+                self._replace(time.__dict__, name, substitutes[real])
             proxy = types.ModuleType("datetime")
             vars(proxy).update({**vars(datetime), "datetime": substitutes[RealDatetime]})
             substitutes[datetime] = proxy
             for names in _globals(type(machine)):
                 for name, value in list(names.items()):
                     with contextlib.suppress(TypeError):  # unhashable
-                        if value in substitutes and names is not vars(time):
+                        if value in substitutes and names is not time.__dict__:
                             self._replace(names, name, substitutes[value])
             yield
         finally:
@@ -90,7 +100,7 @@ class Clocks:
         return None if ns is None else ns / 1e9
 
     def _substitutes(self) -> dict[object, Any]:
-        found: dict[object, Any] = {RealDatetime: _datetime(self._seconds)}
+        found: dict[object, Any] = {RealDatetime: _Instances("datetime", (_Datetime,), {"clocks": self})}
         for name, real in REAL.items():
             if name in ("localtime", "gmtime", "ctime"):
                 found[real] = self._of_seconds(real)
@@ -134,28 +144,29 @@ def _globals(kind: type) -> Iterable[dict[str, Any]]:
     return found.values()
 
 
-def _datetime(seconds: Callable[[], float | None]) -> type:
-    """Make a `datetime` whose now() is the simulated node's; all that it makes are real ones."""
+class _Instances(type):
+    """Whatever is a real `datetime` is one of these."""
 
-    class Instances(type):
-        def __instancecheck__(cls, instance: object) -> bool:
-            return isinstance(instance, RealDatetime)
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, RealDatetime)
 
-        def __subclasscheck__(cls, subclass: type) -> bool:
-            return issubclass(subclass, RealDatetime)
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, RealDatetime)
 
-    class Datetime(RealDatetime, metaclass=Instances):
-        def __new__(cls, *arguments: Any, **keywords: Any) -> Any:
-            return RealDatetime(*arguments, **keywords)
 
-        @classmethod
-        def now(cls, tz: datetime.tzinfo | None = None) -> Any:
-            now = seconds()
-            return RealDatetime.now(tz) if now is None else RealDatetime.fromtimestamp(now, tz)
+class _Datetime(RealDatetime, metaclass=_Instances):
+    """A `datetime` whose now() is the simulated node's; all that it makes are real ones."""
 
-        @classmethod
-        def utcnow(cls) -> Any:
-            return cls.now(datetime.UTC).replace(tzinfo=None)
+    clocks: ClassVar[Clocks]
 
-    Datetime.__name__ = Datetime.__qualname__ = "datetime"
-    return Datetime
+    def __new__(cls, *arguments: Any, **keywords: Any) -> Any:
+        return RealDatetime(*arguments, **keywords)
+
+    @classmethod
+    def now(cls, tz: datetime.tzinfo | None = None) -> Any:
+        now = cls.clocks._seconds()
+        return RealDatetime.now(tz) if now is None else RealDatetime.fromtimestamp(now, tz)
+
+    @classmethod
+    def utcnow(cls) -> Any:
+        return cls.now(datetime.UTC).replace(tzinfo=None)

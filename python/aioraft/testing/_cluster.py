@@ -70,6 +70,7 @@ class Cluster(Generic[R]):
         self._ports: list[socket.socket] = []
         self._nodes: dict[int, Node[R]] = {}
         self._open = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     # Its life
 
@@ -92,6 +93,7 @@ class Cluster(Generic[R]):
         """Start all nodes; they listen, and will elect a leader."""
         if self._nodes:
             raise RaftError("this cluster was opened before: make a new one")
+        self._loop = asyncio.get_running_loop()
         try:
             for number in range(1, self._n + 1):
                 self._ports.append(_reserved_port())
@@ -115,6 +117,20 @@ class Cluster(Generic[R]):
     async def aclose(self) -> None:
         """Close all nodes, those that a test has closed before included."""
         await asyncio.gather(*(node.aclose() for node in self._nodes.values()))
+        for port in self._ports:
+            port.close()
+        self._open = False
+
+    def _close_from_outside(self) -> None:
+        """Close all nodes where nothing can be awaited: behind a test, whose loop may be gone with it."""
+        if not self._open or self._loop is None:
+            return
+        if not self._loop.is_closed() and not self._loop.is_running() and asyncio._get_running_loop() is None:
+            self._loop.run_until_complete(self.aclose())
+            return
+        # Without its loop a node cannot be closed in order: it ends as if its process were killed, within a moment.
+        for number in self._nodes:
+            self._faults.crash(number)
         for port in self._ports:
             port.close()
         self._open = False

@@ -6,12 +6,13 @@ import dataclasses
 import enum
 import hashlib
 import re
-from collections.abc import Mapping, Set
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Set
+from typing import Any, Final, cast
 
 __all__ = ["digest", "of_result", "of_value"]
 
 PLAIN: Final = frozenset({bool, bytes, bytearray, complex, float, int, str, type(None)})
+BRACKETS: Final[dict[type, tuple[str, str]]] = {dict: ("{", "}"), list: ("[", "]"), tuple: ("(", ")"), set: ("{", "}")}
 ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 LONGEST: Final = 400
 
@@ -24,7 +25,7 @@ def of_result(value: object, error: BaseException | None) -> str:
     return text
 
 
-def of_value(value: Any, outer: frozenset[int] = frozenset()) -> str:
+def of_value(value: object, outer: frozenset[int] = frozenset()) -> str:
     """Return the form of a value.
 
     Numbers, strings and bytes are themselves, by type and `repr`. Sets and mappings are the same in any order, since
@@ -40,16 +41,20 @@ def of_value(value: Any, outer: frozenset[int] = frozenset()) -> str:
     name = kind.__qualname__
     if isinstance(value, enum.Enum):
         return f"{name}.{value.name}"
+    before, after = BRACKETS.get(kind, (f"{name}(", ")"))
     if isinstance(value, Mapping):
-        items = sorted(f"{of_value(key, inside)}: {of_value(held, inside)}" for key, held in value.items())
-        return f"{name}({', '.join(items)})"
+        mapping = cast("dict[Any, Any]", value)
+        items = sorted(f"{of_value(key, inside)}: {of_value(held, inside)}" for key, held in mapping.items())
+        return f"{before}{', '.join(items)}{after}"
     if isinstance(value, Set):
-        return f"{name}({', '.join(sorted(of_value(held, inside) for held in value))})"
+        members = cast("Iterable[Any]", value)
+        return f"{before}{', '.join(sorted(of_value(held, inside) for held in members))}{after}"
     if isinstance(value, list | tuple):
-        return f"{name}({', '.join(of_value(held, inside) for held in value)})"
+        items = [of_value(held, inside) for held in cast("Iterable[Any]", value)]
+        return f"{before}{', '.join(items)}{after}"
     if isinstance(value, BaseException):
         return f"{name}({', '.join(of_value(held, inside) for held in value.args)})"
-    if dataclasses.is_dataclass(value) or kind.__repr__ is object.__repr__:
+    if dataclasses.is_dataclass(value) or getattr(kind, "__repr__", None) is object.__repr__:
         slots = (slot for one in kind.__mro__ for slot in getattr(one, "__slots__", ()) if isinstance(slot, str))
         held = {slot: getattr(value, slot) for slot in slots if hasattr(value, slot)} | getattr(value, "__dict__", {})
         return f"{name}({', '.join(f'{key}={of_value(held[key], inside)}' for key in sorted(held))})"

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, TypeVar, cast
 
 from .._core import Entry
 from .._state_machine import StateMachine, has_batch
 from ._clocks import Clock, Clocks
 from ._forms import digest, of_result
+from ._shaking import shake
 
-__all__ = ["Disagreement", "Judge", "Record", "Replica", "collect", "has_snapshot"]
+__all__ = ["BYTES", "Disagreement", "Judge", "Record", "Replica", "collect", "has_snapshot"]
 
 R = TypeVar("R")
 
 BYTES_PER_ENTRY: Final = 4096
 """States are compared at every entry while they are smaller than this, and larger ones as much more seldom."""
 
+OBJECTS_PER_ENTRY: Final = 10
+"""The sets of a state are reordered before every entry while it holds fewer objects, and larger ones more seldom."""
+
 SHOWN: Final = 200
+
+BYTES: Final = (bytes, bytearray, memoryview)
 
 
 @dataclasses.dataclass(slots=True)
@@ -49,6 +56,7 @@ class Judge:
     def __init__(self) -> None:
         self.log: list[Record] = []
         self.stops = 0
+        self.last_stop: Disagreement | None = None
         self._stopped_at: set[tuple[int, int]] = set()
         self._next_state = 0
 
@@ -60,7 +68,7 @@ class Judge:
             record = self.log[position]
             compare(record, outcome, replica.where)
             if record.state is not None:
-                self._compare_state(record, position, replica)
+                self._compare_state(record, record.state, position, replica)
             return
         record = Record(entry, outcome, replica.where)
         self.log.append(record)
@@ -71,16 +79,17 @@ class Judge:
     def stopped(self, replica: Replica[Any], entry: Entry, message: str, error: BaseException | None) -> None:
         """A replica's node stops instead of applying an entry."""
         self.stops += 1
+        check = "a node that was started again goes on"
+        self.last_stop = Disagreement(check, entry, f"{message}\nNode {replica.node} kept stopping.", error)
         where = (replica.node, entry.index)
         if where in self._stopped_at:
             details = f"{message}\nNode {replica.node} was started again with a fresh state machine, and stopped again."
-            raise Disagreement("a node that was started again goes on", entry, details, error)
+            raise Disagreement(check, entry, details, error)
         self._stopped_at.add(where)
 
-    def _compare_state(self, record: Record, position: int, replica: Replica[Any]) -> None:
-        assert record.state is not None
+    def _compare_state(self, record: Record, expected: bytes, position: int, replica: Replica[Any]) -> None:
         state = replica.state(record.entry)
-        if state == record.state:
+        if state == expected:
             return
         earlier = (one.entry.index for one in reversed(self.log[:position]) if one.state is not None)
         before = next(earlier, None)
@@ -89,8 +98,8 @@ class Judge:
             "replicas agree on the state",
             record.entry,
             f"After this entry snapshot() returned{since}\n"
-            f"  {shown(record.state, state)}  on {record.where},\n"
-            f"  {shown(state, record.state)}  on {replica.where}.\n{CAUSES}",
+            f"  {shown(expected, state)}  on {record.where},\n"
+            f"  {shown(state, expected)}  on {replica.where}.\n{CAUSES}",
         )
 
 
@@ -124,10 +133,21 @@ def shown(state: bytes, other: bytes) -> str:
 class Replica(StateMachine[R]):
     """A state machine on a node of the simulated cluster."""
 
-    def __init__(self, judge: Judge, clocks: Clocks, clock: Clock, machine: StateMachine[R], node: int, start: int):
+    def __init__(
+        self,
+        judge: Judge,
+        clocks: Clocks,
+        machine: StateMachine[R],
+        rng: random.Random,
+        clock: Clock,
+        *,
+        node: int,
+        start: int,
+    ) -> None:
         self.machine = machine
         self.node = node
         self.where = f"node {node}" if start == 1 else f"node {node} (its start {start})"
+        self.now = 0  # set by the world
         self.position = 0
         self.is_batch = has_batch(machine)
         self.has_snapshot = has_snapshot(machine)
@@ -135,11 +155,15 @@ class Replica(StateMachine[R]):
         self._clocks = clocks
         self._clock = clock
         self._apply = machine.apply
+        self._rng = rng
+        self._next_shake = 0
         self._pending: deque[Entry] = deque()
 
     def apply(self, entry: Entry) -> R:
         """Apply it, by the node's own clock."""
+        self._shake()
         self._pending.append(entry)
+        self._clock.set(self.now)
         self._clocks.current = self._clock
         try:
             return self._apply(entry)
@@ -148,9 +172,15 @@ class Replica(StateMachine[R]):
 
     def apply_batch(self, entries: Sequence[Entry]) -> Sequence[R | Exception]:
         """Apply them, by the node's own clock."""
+        self._shake()
         self._pending.extend(entries)
+        self._clock.set(self.now)
         with self._clocks.at(self._clock):
             return self.machine.apply_batch(entries)
+
+    def _shake(self) -> None:
+        if self.position >= self._next_shake:
+            self._next_shake = self.position + 1 + shake(self.machine, self._rng) // OBJECTS_PER_ENTRY
 
     def settle(self, value: R, error: BaseException | None) -> None:
         """Told by the world: what the next entry came to, as a node understands it."""
@@ -162,8 +192,11 @@ class Replica(StateMachine[R]):
 
     def state(self, entry: Entry) -> bytes:
         """Return the bytes of a snapshot."""
-        with self._clocks.at(self._clock):
+        self._clocks.current = self._clock
+        try:
             return collect(self.machine, entry)
+        finally:
+            self._clocks.current = None
 
 
 def has_snapshot(machine: StateMachine[Any]) -> bool:
@@ -184,20 +217,17 @@ def collect(machine: StateMachine[Any], entry: Entry) -> bytes:
 
 def chunks_of(taken: object) -> Iterable[bytes]:
     """Return the chunks that `snapshot` has returned."""
-    if isinstance(taken, bytes | bytearray | memoryview):
-        return (bytes(taken),)
+    if isinstance(taken, BYTES):
+        return (bytes(cast("bytes", taken)),)
     if isinstance(taken, str) or not isinstance(taken, Iterable):
         raise TypeError(
             f"snapshot() returned {type(taken).__name__}: it must be bytes, an iterable of chunks, or a callable that "
             "returns one of them"
         )
-    return (_chunk(chunk) for chunk in taken)
+    return (_chunk(chunk) for chunk in cast("Iterable[object]", taken))
 
 
 def _chunk(chunk: object) -> bytes:
-    if not isinstance(chunk, bytes | bytearray | memoryview):
+    if not isinstance(chunk, BYTES):
         raise TypeError(f"a chunk of snapshot() is {type(chunk).__name__}: it must be bytes")
-    return bytes(chunk)
-
-
-Factory = Callable[[], StateMachine[R]]
+    return bytes(cast("bytes", chunk))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from .._core import Entry
 from .._state_machine import StateMachine, has_batch
 from ._forms import of_result
-from ._replicas import CAUSES, Disagreement, Record, chunks_of, collect, compare, has_snapshot, shown
+from ._replicas import BYTES, CAUSES, Disagreement, Record, chunks_of, collect, compare, has_snapshot, shown
 
 __all__ = ["check_snapshots"]
 
@@ -106,8 +106,9 @@ def _round_trip(
     has_equality = type(restored).__eq__ is not object.__eq__
     if not has_equality and (again := collect(restored, entry)) != expected:
         raise _failed(entry, _differently(expected, again, "in the replica", "in the restored one"))
-    follower = Walker(restored, log, "a state machine restored from a snapshot after "
-                      f"the entry at index {entry.index}", place)
+    follower = Walker(
+        restored, log, f"a state machine restored from a snapshot after the entry at index {entry.index}", place
+    )
     end = max(walker.position, place + FOLLOWING)
     follower.go_to(end)
     walker.go_to(end)
@@ -122,8 +123,8 @@ def _take_slowly(walker: Walker, entry: Entry) -> tuple[list[bytes], bool]:
         walker.step()
         if callable(taken):
             taken = taken()
-        if isinstance(taken, bytes | bytearray | memoryview):
-            return [bytes(taken)], True
+        if isinstance(taken, BYTES):
+            return [bytes(cast("bytes", taken))], True
         chunks: list[bytes] = []
         for chunk in chunks_of(taken):
             chunks.append(chunk)

@@ -185,16 +185,26 @@ fn damaged_fields_are_refused() {
     }
 }
 
+/// raft-rs believes it while it probes, as it does behind a new connection, and would send again what is there (#555).
 #[test]
 fn a_reject_that_an_acknowledgement_overtook_does_not_move_the_peer_back() {
     let mut world = World::led_by(1, 3);
     world.propose(1, 1, b"x");
     world.settle();
+    world.machine(1).engine.handle_route(2);
     let status = world.machine(1).engine.status();
     let mut late = message(MessageType::MsgAppendResponse, status.term);
     late.index = status.last_index;
     late.reject = true;
-    assert_eq!(world.machine(1).engine.handle_message(2, late).err(), Some(Refused::Stale));
+    assert_eq!(world.machine(1).engine.handle_message(2, late.clone()).err(), Some(Refused::Stale));
+    let follower = |world: &mut World| {
+        let progress = world.machine(1).engine.raw.raft.prs().get(2).unwrap();
+        (progress.matched, progress.next_idx)
+    };
+    assert_eq!(follower(&mut world), (status.last_index, status.last_index + 1));
+    world.machine(1).engine.step_unguarded(late);
+    let (matched, next) = follower(&mut world);
+    assert!(next <= matched, "raft-rs no longer falls back: is the guard still needed?");
 }
 
 #[test]

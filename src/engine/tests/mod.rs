@@ -13,6 +13,7 @@ mod pipeline;
 mod reading;
 mod routes;
 mod snapshots;
+mod starting;
 mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

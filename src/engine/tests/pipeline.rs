@@ -84,6 +84,20 @@ fn the_leader_replicates_before_its_own_fsync_and_counts_itself_after_it() {
     assert_eq!(world.machine(1).resolved.len(), 1);
 }
 
+/// By default raft-rs sends one entry a message.
+#[test]
+fn entries_travel_together_up_to_a_messages_size() {
+    let mut world = World::led_by(1, 3);
+    for token in 0..100 {
+        world.propose(1, token, &[0; 20_000]);
+    }
+    world.poll(1);
+    let to_one = sent(&world, 1, MessageType::MsgAppend).into_iter().filter(|message| message.to == 2);
+    let sizes = to_one.map(|message| message.entries.len()).collect::<Vec<_>>();
+    assert!(sizes.iter().sum::<usize>() > 50 && sizes.iter().all(|entries| *entries < 60), "{sizes:?}");
+    assert!(sizes.len() < 10, "{sizes:?}");
+}
+
 #[test]
 fn p2_the_hard_state_stands_in_the_batch_of_its_entries() {
     let mut world = World::led_by(1, 3);

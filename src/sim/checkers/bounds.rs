@@ -4,22 +4,48 @@ use std::collections::BTreeMap;
 
 use super::{Checker, Scene, Verdict};
 use crate::driver::Tuning;
+use crate::sim::clock::{Time, SECOND};
 use crate::sim::event::Event;
 use crate::sim::network::MachineId;
 
 /// Words of a session beyond those that its origin's numbers in flight take: the figures come once in a while only.
 const WORDS_SPARE: usize = 5;
 
+/// The shortest command that a client proposes, with its header.
+const COMMAND_BYTES_MIN: u64 = 104;
+
+/// Entries beyond what the snapshots' rhythm explains: one that is under way, one that failed.
+const ENTRIES_SPARE: u64 = 100;
+
+/// A log that has grown longer than that shrinks again within this time, also while a follower is waited for.
+const COMPACTED_WITHIN: Time = 20 * SECOND;
+
 pub struct Bounds {
     fresh_bytes: usize,
     cached_bytes: usize,
+    /// Entries that a log may hold once its application has applied them, for a while at least.
+    kept_entries: u64,
+    /// Since when each machine's log has held more.
+    long_since: BTreeMap<MachineId, Time>,
     /// The most numbers that a node had in flight since it started.
     spans: BTreeMap<MachineId, usize>,
 }
 
 impl Bounds {
-    pub fn new(tuning: &Tuning) -> Self {
-        Self { fresh_bytes: tuning.max_unapplied_bytes, cached_bytes: tuning.entry_cache_bytes, spans: BTreeMap::new() }
+    pub fn new(tuning: &Tuning, takes_snapshots: bool) -> Self {
+        let entries =
+            tuning.snapshot_entries.min(tuning.snapshot_bytes.saturating_add(COMMAND_BYTES_MIN) / COMMAND_BYTES_MIN);
+        let kept_entries = match takes_snapshots {
+            true => tuning.snapshot_trail.saturating_add(entries.saturating_mul(2)).saturating_add(ENTRIES_SPARE),
+            false => u64::MAX,
+        };
+        Self {
+            fresh_bytes: tuning.max_unapplied_bytes,
+            cached_bytes: tuning.entry_cache_bytes,
+            kept_entries,
+            long_since: BTreeMap::new(),
+            spans: BTreeMap::new(),
+        }
     }
 }
 
@@ -33,6 +59,9 @@ impl Checker for Bounds {
         if matches!(event, Event::Started { .. }) {
             *span = 0;
         }
+        if matches!(event, Event::Started { .. } | Event::WasHeldUp) {
+            self.long_since.remove(&scene.machine);
+        }
         let Event::Held { sizes, open_calls } = event else { return Ok(()) };
         *span = sizes.span.max(*span);
         if sizes.session_words > *span / 64 + WORDS_SPARE {
@@ -40,6 +69,12 @@ impl Checker for Bounds {
         }
         if sizes.proposals > *open_calls {
             return Err(format!("it holds {} proposals, and {open_calls} calls are open", sizes.proposals));
+        }
+        if sizes.kept_entries <= self.kept_entries {
+            self.long_since.remove(&scene.machine);
+        } else if scene.now - *self.long_since.entry(scene.machine).or_insert(scene.now) > COMPACTED_WITHIN {
+            let (kept, allowed) = (sizes.kept_entries, self.kept_entries);
+            return Err(format!("its log holds {kept} entries that are applied, and {allowed} would do"));
         }
         let fresh = sizes.fresh_bytes.saturating_sub(sizes.largest_fresh);
         if fresh > self.fresh_bytes || sizes.cached_bytes > self.cached_bytes {

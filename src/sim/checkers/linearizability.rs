@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::linearizable::{check, Call};
-use super::{Checker, Scene, Verdict};
+use super::{Checker, Judged, Scene, Verdict};
 use crate::sim::clock::Time;
 use crate::sim::event::{Ended, Ending, Event};
 use crate::sim::objects::{kind, Action, Key, Operation};
@@ -44,6 +44,10 @@ impl Checker for Linearizability {
             _ => {}
         }
         Ok(())
+    }
+
+    fn judged(&self) -> Judged {
+        Judged { histories: self.histories.len() as u64, undecided: self.undecided }
     }
 
     fn end(&mut self, _: &Ending) -> Verdict {

@@ -11,6 +11,7 @@ mod completeness;
 mod digests;
 mod election;
 mod exactly_once;
+mod followers;
 mod linearizability;
 pub mod linearizable;
 mod logs;
@@ -54,6 +55,13 @@ struct Scene<'a> {
 /// Objects with a reason.
 type Verdict = Result<(), String>;
 
+/// Histories that were judged at the end, and how many of them took too long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Judged {
+    pub histories: u64,
+    pub undecided: u64,
+}
+
 trait Checker {
     /// For people.
     fn name(&self) -> &'static str;
@@ -64,6 +72,11 @@ trait Checker {
     /// Nothing more will happen.
     fn end(&mut self, _ending: &Ending) -> Verdict {
         Ok(())
+    }
+
+    /// What it could not decide must not pass silently.
+    fn judged(&self) -> Judged {
+        Judged::default()
     }
 }
 
@@ -81,6 +94,7 @@ impl Checkers {
             Box::new(stops::Stops),
             Box::<election::Election>::default(),
             Box::<append_only::AppendOnly>::default(),
+            Box::<followers::Followers>::default(),
             Box::<matching::Matching>::default(),
             Box::<safety::Safety>::default(),
             Box::<completeness::Completeness>::default(),
@@ -90,7 +104,7 @@ impl Checkers {
             Box::<time::Time>::default(),
             Box::<digests::Digests>::default(),
             Box::<commits::Commits>::default(),
-            Box::new(bounds::Bounds::new(&plan.tuning)),
+            Box::new(bounds::Bounds::new(&plan.tuning, plan.takes_snapshots)),
             Box::<awaits::Awaits>::default(),
             Box::new(recovery::Recovery::new(plan.nodes)),
             Box::<linearizability::Linearizability>::default(),
@@ -122,6 +136,14 @@ impl Checkers {
                 self.violation = objection.map(|reason| Violation { checker: checker.name(), at: now, reason });
             }
         }
+    }
+
+    /// What was judged at the end.
+    pub fn judged(&self) -> Judged {
+        self.checkers.iter().map(|checker| checker.judged()).fold(Judged::default(), |sum, one| Judged {
+            histories: sum.histories + one.histories,
+            undecided: sum.undecided + one.undecided,
+        })
     }
 
     /// The first objection.

@@ -375,6 +375,8 @@ impl Inner {
         let synced = self.make("sync", |inner| {
             #[cfg(test)]
             inner.shared.fail_sync()?;
+            #[cfg(feature = "mutants")]
+            inner.shared.power.lasts()?;
             inner.file.sync_data()
         });
         #[cfg(feature = "mutants")]

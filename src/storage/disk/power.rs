@@ -5,7 +5,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -20,8 +19,8 @@ pub struct Power(Arc<State>);
 #[derive(Default)]
 struct State {
     unsynced: Mutex<Vec<Write>>,
-    /// Syncs return and do nothing.
-    is_failing: AtomicBool,
+    /// The power fails behind so many more syncs.
+    syncs_left: Mutex<Option<usize>>,
 }
 
 struct Write {
@@ -45,16 +44,27 @@ impl Power {
         Ok(())
     }
 
-    /// A file was synced.
-    pub(super) fn synced(&self, path: &Path) {
-        if !self.0.is_failing.load(Ordering::Relaxed) {
-            self.0.unsynced.lock().retain(|write| write.path != path);
+    /// A file is about to be synced. Where the power has failed the sync never returns: whatever was to come after it,
+    /// such as the log's next file, is not there.
+    pub(super) fn lasts(&self) -> io::Result<()> {
+        match self.0.syncs_left.lock().as_mut() {
+            Some(0) => Err(io::Error::other("the power has failed")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
         }
     }
 
-    /// From now on nothing reaches the platter for certain.
-    pub fn fail(&self) {
-        self.0.is_failing.store(true, Ordering::Relaxed);
+    /// A file was synced.
+    pub(super) fn synced(&self, path: &Path) {
+        self.0.unsynced.lock().retain(|write| write.path != path);
+    }
+
+    /// Behind `syncs` more syncs nothing reaches the platter for certain.
+    pub fn fail(&self, syncs: usize) {
+        *self.0.syncs_left.lock() = Some(syncs);
     }
 
     /// Copies a directory as it is found after the power came back. Of each write that was not synced, the first `kept` of
