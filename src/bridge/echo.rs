@@ -201,9 +201,12 @@ impl Echo {
                         self.out.push(Completion::Capture(capture));
                     }
                 }
-                Request::TransferLeader { token, .. } => {
+                Request::TransferLeader { token, .. } if self.is_alone => {
                     let reason = "the echo has no other node that could lead".into();
                     self.out.push(Completion::Failed { token, failure: Failure::Transfer { reason } });
+                }
+                Request::TransferLeader { token, deadline_ns, .. } => {
+                    self.undecided.push(Undecided { token, deadline_ns });
                 }
                 #[cfg(test)]
                 Request::Unguarded(_) => {}

@@ -200,4 +200,5 @@ def waiting_calls(core: Core) -> dict[str, Callable[[], asyncio.Future[Any]]]:
         "wait_applied": lambda: core.wait_applied(1000),
         "wait_leadership": lambda: core.wait_leadership(core.leadership[0]),
         "wait_room": lambda: core.wait_room(),
+        "transfer_leader": lambda: core.transfer_leader(2, None),
     }

@@ -135,30 +135,18 @@ async def test_a_rolling_restart_holds_nobody_up(tmp_path: pathlib.Path) -> None
     async with three_of_kind(SteadyProcesses, tmp_path, seed, **DEFAULTS) as processes:
         await processes.ask(processes.all, "load", in_flight=IN_FLIGHT)
         await processes.more(processes.all, 1000)
-        pauses = [await control(processes)]
-        for _ in range(3):
-            leader = await processes.leader()
-            pauses += [await restarted(processes, leader)]
-            followers = [process for process in processes.all if process is not await processes.leader()]
-            pauses += [await restarted(processes, followers[0])]
-        at_rest, *others = pauses
-        sys.stdout.write(f"longest pause at rest: {1e3 * at_rest:.0f} ms; of each restart: ")
-        sys.stdout.write(", ".join(f"{1e3 * pause:.0f}" for pause in others) + " ms\n")
+        for one in [await processes.leader(), *processes.all]:  # the leader twice, or one that is it by then
+            pause_s, stall_s = await restarted(processes, one)
+            sys.stdout.write(f"node {one.number}: no answer for {1e3 * pause_s:.0f} ms, stalls of {1e3 * stall_s:.0f} ms\n")
+            # A stall can come to the leader, to the follower whose answer it needs, and to whoever proposed.
+            assert pause_s < LONGEST_PAUSE_S + 3 * stall_s
         await processes.stop_load()  # a proposal that failed on one of the others would be seen here
         await processes.assert_counted_once()
-        # A machine that does more than this test makes pauses of its own.
-        assert max(others) < LONGEST_PAUSE_S + at_rest
 
 
-async def control(processes: Processes) -> float:
-    """Return the longest pause while nothing happens."""
-    await processes.ask(processes.all, "pauses")
-    await processes.more(processes.all, 5000)
-    return await longest_pause(processes, processes.all)
-
-
-async def restarted(processes: Processes, one: Process) -> float:
-    """Close a node and start it again; return the longest pause that the two others noticed until it had caught up."""
+async def restarted(processes: Processes, one: Process) -> tuple[float, float]:
+    """Close a node and start it again. Return the longest pause that the two others noticed until it had caught up, and the
+    longest stall that they owe to their machine."""
     others = [process for process in processes.all if process is not one]
     await processes.ask(others, "pauses")
     incarnation = one.incarnation
@@ -167,13 +155,7 @@ async def restarted(processes: Processes, one: Process) -> float:
     await processes.more(others, 1000)
     await processes.start()
     await processes.more(others, 1000)
-    pause = await longest_pause(processes, others)
+    seen = await processes.ask(others, "pauses")
+    assert all(node["answers"] > 0 for node in seen)
     await one.ask("load", in_flight=IN_FLIGHT)
-    return pause
-
-
-async def longest_pause(processes: Processes, of: list[Process]) -> float:
-    answers = await processes.ask(of, "pauses")
-    assert all(count > 0 for count, _ in answers)
-    longest: float = max(pause for _, pause in answers)
-    return longest
+    return max(node["pause_s"] for node in seen), max(node["stall_s"] for node in seen)
