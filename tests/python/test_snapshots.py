@@ -224,3 +224,32 @@ async def test_a_follower_that_was_away_too_long_is_sent_the_state(kind: type[Co
         assert isinstance(error, aioraft.Compacted)
         assert await follower.propose(b"1") == 1002
         assert await begin_of_log(follower) >= error.restart
+
+
+@pytest.mark.asyncio
+async def test_what_only_the_snapshot_contains_ends_without_a_result() -> None:
+    config = dataclasses.replace(TEST_CONFIG, snapshot_entries=None, snapshot_trail=0)
+    async with Cluster(3, Counting, config=config) as cluster:
+        leader = await cluster.leader()
+        follower = next(running for running in cluster.nodes if running is not leader)
+        await follower.propose(b"1")
+        # It is heard, and hears nothing: not that its proposal is committed, either.
+        for other in cluster.nodes:
+            if other is not follower:
+                cluster.cut(other.id, follower.id)
+        proposing = asyncio.ensure_future(follower.propose(b"1", timeout=None))
+        await until(lambda: total(leader) == 2, "the leader applies it")
+        index = await leader.snapshot()
+        assert leader.status().first_index == index + 1
+        cluster.heal()
+        error = await outcome(proposing)
+        assert isinstance(error, aioraft.AppliedWithoutResultError)
+        assert error.index <= index
+        assert error.outcome is aioraft.Outcome.APPLIED_WITHOUT_RESULT
+        assert await follower.propose(b"1") == 3
+
+
+def total(node: aioraft.Node[int]) -> int:
+    machine = node.state_machine
+    assert isinstance(machine, Counting)
+    return machine.total
