@@ -12,20 +12,22 @@ from typing import Any, NamedTuple, Protocol
 
 
 class Now(NamedTuple):
-    """A moment of this thread."""
+    """A moment of this thread. Looking takes a while itself, in which the thread may lose its processor."""
 
-    wall_s: float
+    begun_s: float
+    ended_s: float
     processor_s: float
     queued_ns: dict[str, int]
     """How long each thread of this process has waited for a processor that other processes had."""
 
     @classmethod
     def read(cls) -> Now:
+        begun_s, processor_s = time.perf_counter(), time.thread_time()
         queued_ns: dict[str, int] = {}
         for thread in os.listdir("/proc/self/task"):
             with contextlib.suppress(OSError):  # it has just ended
                 queued_ns[thread] = int(pathlib.Path(f"/proc/self/task/{thread}/schedstat").read_text().split()[1])
-        return cls(time.perf_counter(), time.thread_time(), queued_ns)
+        return cls(begun_s, time.perf_counter(), processor_s, queued_ns)
 
     def queued_s(self, since: Now) -> float:
         return sum(now - since.queued_ns.get(thread, 0) for thread, now in self.queued_ns.items()) / 1e9
@@ -62,7 +64,7 @@ async def longest_stall_s(machine: Busy, done: asyncio.Future[Any]) -> float:
     while not done.done():
         await asyncio.sleep(0)
         now = Now.read()
-        waited_s = now.wall_s - last.wall_s - (machine.wall_s - wall_s) - now.queued_s(last)
+        waited_s = now.begun_s - last.ended_s - (machine.wall_s - wall_s) - now.queued_s(last)
         worked_s = now.processor_s - last.processor_s - (machine.processor_s - processor_s)
         longest_s = max(longest_s, waited_s, worked_s)
         last, wall_s, processor_s = now, machine.wall_s, machine.processor_s
