@@ -64,9 +64,7 @@ async def test_a_large_state_is_taken_sent_and_restored_while_all_goes_on(tmp_pa
             if stall_s <= STALL_MAX_S:
                 break
             await leader.ask("propose", count=1)
-        figures.append(
-            f"taken in {taken['took_s']:.1f} s, stall {stall_s * 1e3:.1f} ms, {taker_grew / MIB:.1f} MiB"
-        )
+        figures.append(f"taken in {taken['took_s']:.1f} s, stall {stall_s * 1e3:.1f} ms, {taker_grew / MIB:.1f} MiB")
 
         # A steady load, by itself and while one is taken.
         await processes.ask(working, "load", in_flight=4)

@@ -6,7 +6,9 @@ import asyncio
 import dataclasses
 import functools
 import logging
+import os
 import pathlib
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -253,3 +255,45 @@ def total(node: aioraft.Node[int]) -> int:
     machine = node.state_machine
     assert isinstance(machine, Counting)
     return machine.total
+
+
+LOG_MIB = 256 + 2 * 64
+"""Files of 64 MiB, of which those that hold nothing needed are removed once all have 256 MiB; and the next one."""
+
+
+@pytest.mark.asyncio
+async def test_the_data_directory_stays_bounded(tmp_path: pathlib.Path, members: dict[int, str]) -> None:
+    """`AIORAFT_LOAD_ENTRIES=300000` for a long one; whatever their number, they have 600 MiB or more."""
+    entries = int(os.environ.get("AIORAFT_LOAD_ENTRIES", "10000"))
+    entry_bytes = max(3000, (600 << 20) // entries)
+    chance = random.Random(1)
+    async with node(tmp_path, members, Length(), snapshot_entries=1000, snapshot_trail=100) as running:
+        while await running.propose(b"") < entries:
+            # What can be compressed would take little.
+            await running.propose_many([chance.randbytes(entry_bytes) for _ in range(200)], timeout=None)
+            status = running.status()
+            assert status.log_bytes <= LOG_MIB << 20
+            assert status.last_index - status.first_index < 10_000
+        assert bytes_in(tmp_path) <= LOG_MIB << 20
+        await until(lambda: len(list((tmp_path / "snapshots").iterdir())) == 1, "one snapshot is left")
+
+
+class Length(aioraft.StateMachine[int]):
+    """How many entries it has applied."""
+
+    def __init__(self) -> None:
+        self.length = 0
+
+    def apply(self, entry: aioraft.Entry) -> int:
+        self.length += 1
+        return self.length
+
+    def snapshot(self) -> bytes:
+        return str(self.length).encode()
+
+    def restore(self, data: bytes) -> None:
+        self.length = int(data)
+
+
+def bytes_in(folder: pathlib.Path) -> int:
+    return sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())

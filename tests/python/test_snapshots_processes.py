@@ -296,7 +296,7 @@ async def test_leaders_change_while_a_snapshot_is_under_way(tmp_path: pathlib.Pa
         await processes.assert_all_is_well()
 
 
-async def test_the_data_directory_stays_bounded(tmp_path: pathlib.Path, chance: random.Random) -> None:
+async def test_the_entries_and_files_that_are_kept_stay_few(tmp_path: pathlib.Path, chance: random.Random) -> None:
     async with often(chance, tmp_path) as processes:
         await processes.load()
         most = [0, 0]
