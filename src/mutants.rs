@@ -97,12 +97,14 @@ pub enum Mutant {
     SessionsLaterThanCapture,
     /// A read request without a context reaches raft-rs.
     AdmitEmptyRead,
+    /// It is not noticed that raft-rs has given up a transfer of leadership.
+    IgnoreAbortedTransfer,
 }
 
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 45] = [
+    pub const ALL: [Self; 46] = [
         Self::AcknowledgeBeforeFsync,
         Self::AnswerEmptyReadyAtOnce,
         Self::ConfirmOneTooMany,
@@ -148,6 +150,7 @@ impl Mutant {
         Self::IgnoreDurable,
         Self::SessionsLaterThanCapture,
         Self::AdmitEmptyRead,
+        Self::IgnoreAbortedTransfer,
     ];
 }
 

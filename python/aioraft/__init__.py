@@ -32,6 +32,8 @@ from ._errors import (
     ReentrantCallError,
     SnapshotError,
     SnapshotTimeoutError,
+    TransferError,
+    TransferTimeoutError,
     WrongLoopError,
 )
 from ._leadership import Leadership, LeadershipChanges, Leading, Term
@@ -78,6 +80,8 @@ __all__ = [
     "Status",
     "Term",
     "Timeout",
+    "TransferError",
+    "TransferTimeoutError",
     "WrongLoopError",
 ]
 __version__ = "0.1.0"

@@ -26,11 +26,11 @@ class Config:
     heartbeat_interval: float = 0.1
     """How often a leader says that it is there; at most a third of `election_timeout`."""
     propose_timeout: float | None = 10.0
-    """The default deadline of `propose` and `propose_many`; None waits for ever."""
+    """The default deadline of `propose`, `propose_many` and `transfer_leader`; None waits for ever."""
     read_timeout: float | None = 10.0
     """The default deadline of `read_barrier`; None waits for ever."""
     close_timeout: float = 5.0
-    """How long `aclose()` lets calls in flight end before it fails them."""
+    """How long `aclose()` lets calls in flight end before it fails them; in half of that a leader hands over."""
     max_entry_bytes: int = 8 * _MIB
     """The longest command; a longer one is refused with `ProposalTooLargeError`."""
     max_pending_proposals: int = 65_536

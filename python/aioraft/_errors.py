@@ -14,6 +14,8 @@ RaftError                          `.outcome` says what became of the proposal, 
  ├── ReadTimeoutError              a barrier, or a wait for a leader, passed its deadline         (also TimeoutError)
  ├── SnapshotError                 this `snapshot` failed, or there can be none; the node goes on
  │    └── SnapshotTimeoutError          its deadline passed; it is taken all the same            (also TimeoutError)
+ ├── TransferError                 this `transfer_leader` failed, and says why; the node goes on
+ │    └── TransferTimeoutError          its deadline passed before another node led              (also TimeoutError)
  ├── Compacted                     a reader asked for entries that are not in the log any more: go on after `.restart`
  ├── ReentrantCallError            called from a place that it would have to wait for          (also RuntimeError)
  └── WrongLoopError                used from another event loop, thread or process             (also RuntimeError)
@@ -43,6 +45,8 @@ __all__ = [
     "ReentrantCallError",
     "SnapshotError",
     "SnapshotTimeoutError",
+    "TransferError",
+    "TransferTimeoutError",
     "WrongLoopError",
     "shown",
 ]
@@ -189,6 +193,17 @@ class SnapshotError(RaftError):
 
 class SnapshotTimeoutError(SnapshotError, TimeoutError):
     """The deadline passed while the snapshot was being taken. It goes on; another `snapshot()` waits for it."""
+
+
+class TransferError(RaftError):
+    """No other node leads now: this one did not lead itself, or nobody could take over. The message says which.
+
+    The node goes on, and takes proposals again.
+    """
+
+
+class TransferTimeoutError(TransferError, TimeoutError):
+    """The deadline passed before another node led. One that had begun to take over may lead all the same."""
 
 
 class Compacted(RaftError):

@@ -160,11 +160,18 @@ class Node(Generic[R]):
             raise
 
     async def aclose(self) -> None:
-        """Stop: calls in flight get `Config.close_timeout` to end, then fail with `NodeClosedError`.
+        """Stop: hand over if this node leads, let calls in flight end, and close.
 
-        May be called again, and at once by several tasks: all return when the node is closed. Cancelled, it stops
-        waiting, and the node closes all the same. A call of `apply` that is running is waited for; what is not
-        applied by then will be after the next start.
+        1. New calls raise `NodeClosedError`, and `leading()` ends.
+        2. A leader hands over to whichever connected voter is furthest, so that the others go on without an election
+           timeout. It takes half of `Config.close_timeout` at most, and is left out where nobody can take over.
+        3. Calls in flight end, under the next leader if need be; what has not ended `Config.close_timeout` after the
+           call to `aclose` fails with `NodeClosedError`.
+        4. The log is written and closed, and the peers are told.
+
+        With `close_timeout` = 0 it closes at once. May be called again, and at once by several tasks: all return when
+        the node is closed. Cancelled, it stops waiting, and the node closes all the same. A call of `apply` that is
+        running is waited for; what is not applied by then will be after the next start.
         """
         closed = None if self._running is None else self._running.close(self._config.close_timeout)
         self._closing = True  # not before: a call from a wrong place has raised, and changes nothing
@@ -342,6 +349,27 @@ class Node(Generic[R]):
             raise ReadTimeoutError(
                 f"node {self._id} heard of no leader within {seconds} s: {_trouble(self.status())}"
             ) from error
+
+    async def transfer_leader(self, to: int | None = None, *, timeout: Timeout = DEFAULT_TIMEOUT) -> int:
+        """Have another node lead in the place of this one, and return its id once it does.
+
+        `to` is its id, and returned at once if that is this node; None stands for whichever connected voter is
+        furthest. It waits until that one has caught up, and the leader takes proposals meanwhile; then it takes none
+        until the other one leads, usually for some milliseconds. Those that come in between are made again by
+        themselves. Where somebody else is elected meanwhile, it is that one's id that is returned.
+
+        `timeout`: seconds, if not `Config.propose_timeout`; None waits for ever. Cancelling stops the waiting, not the
+        transfer.
+
+        Raises:
+        - `ConfigError`: `to` cannot be a node's id.
+        - `TransferError`: this node does not lead, `to` is no voter or not connected, nobody else is, or it did not
+          take over within an election timeout. The message says which, and who leads. The node goes on.
+        - `TransferTimeoutError` (also a TimeoutError): the deadline passed; it may lead soon all the same.
+        - `NodeClosedError`, `FatalError`.
+        """
+        seconds = self._propose_timeout if timeout is DEFAULT_TIMEOUT else check_timeout(timeout)
+        return await self._core.transfer_leader(None if to is None else check_id("to", to), seconds)
 
     def leading(self) -> Leading:
         """Iterate over the terms in which this node leads and has caught up.

@@ -12,7 +12,7 @@ from ._core import Entry
 from ._errors import ConfigError, FatalError, shown
 from ._snapshots import SnapshotData
 
-__all__ = ["StateMachine", "ask_durable", "claim", "has_batch", "has_snapshot"]
+__all__ = ["StateMachine", "ask_durable", "check", "claim", "has_batch", "has_snapshot", "shared"]
 
 R = TypeVar("R")
 
@@ -97,6 +97,21 @@ _used: weakref.WeakValueDictionary[int, StateMachine[Any]] = weakref.WeakValueDi
 
 def claim(machine: StateMachine[Any]) -> None:
     """Give `machine` to one node; raises `ConfigError` for anything but a fresh, plain state machine."""
+    check(machine)
+    if _used.get(id(machine)) is machine:
+        raise shared(machine)
+    _used[id(machine)] = machine
+
+
+def shared(machine: StateMachine[Any]) -> ConfigError:
+    """Return the error for a state machine that two nodes were given."""
+    return ConfigError(
+        f"state_machine = {shown(machine)} belongs to another node already: make a new instance for each node"
+    )
+
+
+def check(machine: StateMachine[Any]) -> None:
+    """Raise `ConfigError` for anything but a plain state machine."""
     if isinstance(machine, type) and issubclass(machine, StateMachine):
         raise ConfigError(
             f"state_machine = {machine.__name__}: it must be an instance, such as {machine.__name__}(), not the class"
@@ -118,11 +133,6 @@ def claim(machine: StateMachine[Any]) -> None:
         )
     if inspect.isgeneratorfunction(machine.restore):
         raise ConfigError("state_machine.restore is a generator, of which nothing would run: leave out its `yield`")
-    if _used.get(id(machine)) is machine:
-        raise ConfigError(
-            f"state_machine = {shown(machine)} belongs to another node already: make a new instance for each node"
-        )
-    _used[id(machine)] = machine
 
 
 def has_batch(machine: StateMachine[Any]) -> bool:

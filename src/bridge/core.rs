@@ -319,6 +319,28 @@ impl Core {
         Ok(future.into())
     }
 
+    /// Have `to` lead in the place of this node, or whoever is furthest. The future resolves with the id of the new
+    /// leader, or fails with `TransferError` or `TransferTimeoutError`. `timeout` is in seconds; None waits for ever.
+    /// Raises `ReentrantCallError` inside `apply`. Cancelling stops the waiting, not the transfer.
+    #[pyo3(signature = (to: "int | None", timeout: "float | None"))]
+    fn transfer_leader<'py>(
+        &self,
+        py: Python<'py>,
+        to: Option<u64>,
+        timeout: Option<f64>,
+    ) -> PyResult<FutureOf<'py, u64>> {
+        self.check_call(py)?;
+        let deadline_ns = deadline(timeout)?;
+        let port = self.running(py)?;
+        if is_no_time(timeout) {
+            return Err(errors::no_time_to_transfer());
+        }
+        let future = self.futures.create(py)?;
+        let token = self.state.lock().waiters.insert(Waiter::Transfer(future.clone().unbind()));
+        port.inbox.request(Request::TransferLeader { token, to, deadline_ns });
+        Ok(future.into())
+    }
+
     /// Wait until `capture` has room for a chunk, or is over: a future, which never fails.
     fn wait_capture_room<'py>(&self, py: Python<'py>, capture: Py<Capture>) -> PyResult<FutureOf<'py, Nothing>> {
         self.check_owner()?;
@@ -422,7 +444,8 @@ impl Core {
         status::to_dict(py, &figures, &own).map(Figures)
     }
 
-    /// Stop: calls in flight get `drain` seconds to end, then fail with `NodeClosedError`. The future resolves when
+    /// Stop: a leader hands over, for which it takes half of `drain` at most; calls in flight get `drain` seconds to end,
+    /// then fail with `NodeClosedError`. The future resolves when
     /// the driver's thread has ended, and never fails. May be called again; a shorter `drain` takes over. Cancelling
     /// stops the waiting, not the closing. Never blocks. Once `drain` is over nothing is applied any more, not even the
     /// next entry when it was `apply` that called with 0.

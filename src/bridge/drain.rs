@@ -174,6 +174,12 @@ impl Drain<'_> {
                         self.core.futures.resolve(py, future.bind(py), index);
                     }
                 }
+                Completion::Transferred { token, leader } => {
+                    let waiter = self.core.state.lock().take_waiter(token);
+                    if let Some(Waiter::Transfer(future)) = waiter {
+                        self.core.futures.resolve(py, future.bind(py), leader);
+                    }
+                }
                 Completion::Stopped { fatal } => self.core.stopped_by(py, fatal),
             }
         }
@@ -281,6 +287,7 @@ impl Drain<'_> {
             Waiter::Proposal(..) | Waiter::Item { .. } => errors::of_proposal(failure),
             Waiter::Barrier(..) | Waiter::Range(..) => errors::of_read(failure),
             Waiter::Snapshot(..) => errors::of_snapshot(failure),
+            Waiter::Transfer(..) => errors::of_transfer(failure),
         };
         self.core.resolve(py, waiter, Err(error));
     }
@@ -386,7 +393,8 @@ impl Core {
             Waiter::Proposal(future, _)
             | Waiter::Barrier(future, _)
             | Waiter::Range(future)
-            | Waiter::Snapshot(future) => future.clone_ref(py),
+            | Waiter::Snapshot(future)
+            | Waiter::Transfer(future) => future.clone_ref(py),
             Waiter::Item { group, .. } => match self.state.lock().groups.get_mut(*group) {
                 Some(group) => group.future.clone_ref(py),
                 None => return true,
@@ -401,7 +409,8 @@ impl Core {
             Waiter::Proposal(future, _)
             | Waiter::Barrier(future, _)
             | Waiter::Range(future)
-            | Waiter::Snapshot(future) => match outcome {
+            | Waiter::Snapshot(future)
+            | Waiter::Transfer(future) => match outcome {
                 Ok(value) => self.futures.resolve(py, future.bind(py), value),
                 Err(error) => self.futures.fail(py, future.bind(py), error),
             },

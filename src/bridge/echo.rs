@@ -201,6 +201,10 @@ impl Echo {
                         self.out.push(Completion::Capture(capture));
                     }
                 }
+                Request::TransferLeader { token, .. } => {
+                    let reason = "the echo has no other node that could lead".into();
+                    self.out.push(Completion::Failed { token, failure: Failure::Transfer { reason } });
+                }
                 #[cfg(test)]
                 Request::Unguarded(_) => {}
                 Request::Close { drain } => {

@@ -21,6 +21,8 @@ import_exception!(aioraft._errors, ApplyError);
 import_exception!(aioraft._errors, ReadTimeoutError);
 import_exception!(aioraft._errors, SnapshotError);
 import_exception!(aioraft._errors, SnapshotTimeoutError);
+import_exception!(aioraft._errors, TransferError);
+import_exception!(aioraft._errors, TransferTimeoutError);
 import_exception!(aioraft._errors, Compacted);
 import_exception!(aioraft._errors, ReentrantCallError);
 import_exception!(aioraft._errors, WrongLoopError);
@@ -46,6 +48,7 @@ pub fn of_proposal(failure: Failure) -> PyErr {
         Failure::ClosedUnsent => closed(Some(false)),
         Failure::Closed => closed(None),
         Failure::Snapshot { reason } => SnapshotError::new_err(reason),
+        Failure::Transfer { reason } => TransferError::new_err(reason),
     }
 }
 
@@ -76,7 +79,23 @@ pub fn of_read(failure: Failure) -> PyErr {
         }
         Failure::ClosedUnsent | Failure::Closed => closed(Some(false)),
         Failure::Snapshot { reason } => SnapshotError::new_err(reason),
+        Failure::Transfer { reason } => TransferError::new_err(reason),
     }
+}
+
+/// What the waiter of a transfer of leadership gets for `failure`.
+pub fn of_transfer(failure: Failure) -> PyErr {
+    match failure {
+        Failure::TimedOutUnsent { reason } => TransferTimeoutError::new_err(format!(
+            "the deadline passed before another node led ({reason}): see who leads, and give it longer"
+        )),
+        other => of_read(other),
+    }
+}
+
+/// What a transfer gets whose timeout has passed before it begins.
+pub fn no_time_to_transfer() -> PyErr {
+    TransferTimeoutError::new_err("timeout = 0: no time was left to hand over; give it some seconds")
 }
 
 /// What the waiter of a snapshot gets for `failure`.

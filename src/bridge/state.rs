@@ -51,6 +51,8 @@ pub enum Waiter {
     Range(Future),
     /// Somebody who wants a snapshot.
     Snapshot(Future),
+    /// Somebody who wants another node to lead.
+    Transfer(Future),
 }
 
 /// The proposals of one `propose_many`.
@@ -250,7 +252,10 @@ impl State {
         for waiter in self.waiters.take_all() {
             match waiter {
                 Waiter::Proposal(future, _) => futures.push((future, Stake::UnderWay)),
-                Waiter::Barrier(future, _) | Waiter::Range(future) | Waiter::Snapshot(future) => {
+                Waiter::Barrier(future, _)
+                | Waiter::Range(future)
+                | Waiter::Snapshot(future)
+                | Waiter::Transfer(future) => {
                     futures.push((future, Stake::Nothing));
                 }
                 Waiter::Item { .. } => (),
@@ -274,7 +279,8 @@ impl State {
                 Waiter::Proposal(future, _)
                 | Waiter::Barrier(future, _)
                 | Waiter::Range(future)
-                | Waiter::Snapshot(future) => visit.call(future)?,
+                | Waiter::Snapshot(future)
+                | Waiter::Transfer(future) => visit.call(future)?,
                 Waiter::Item { .. } => (),
             }
         }

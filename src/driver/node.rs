@@ -21,7 +21,7 @@ use super::gate::{Gate, Members};
 use super::identity::NodeRecord;
 use super::options::Options;
 use super::persister::{End, Persister, Task};
-use super::port::{Completion, Fatal, InboxBatch, PeerStatus, Port, Proposal, Request, Status};
+use super::port::{self, Completion, Fatal, InboxBatch, PeerStatus, Port, Proposal, Request, Status};
 use super::start::{self, Resumed, StartError, Started};
 use super::witness::Spoken;
 use super::WakeDriver;
@@ -614,7 +614,14 @@ impl Node {
                 Request::Snapshot { token, deadline_ns } => {
                     self.engine.handle_snapshot_call(token, deadline_ns.unwrap_or(u64::MAX));
                 }
+                Request::TransferLeader { token, to, deadline_ns } => {
+                    self.engine.handle_transfer(token, to, deadline_ns.unwrap_or(u64::MAX));
+                }
                 Request::Close { drain } => {
+                    // Whoever closes at once has no time to hand over.
+                    if let Some(share_ns) = port::hand_over_ns(drain) {
+                        self.engine.handle_leaving(clock::boottime_ns().saturating_add(share_ns));
+                    }
                     let until = Instant::now() + drain;
                     self.closing = Some(self.closing.map_or(until, |earlier| earlier.min(until)));
                 }
@@ -724,6 +731,7 @@ impl Node {
             }
             Effect::Failed { token, failure } => self.completions.push(Completion::Failed { token, failure }),
             Effect::Barrier { token, index } => self.completions.push(Completion::Barrier { token, index }),
+            Effect::Transferred { token, leader } => self.completions.push(Completion::Transferred { token, leader }),
             Effect::Leadership(leadership) => {
                 let (term, leader) = (leadership.term, leadership.leader);
                 let (node, group) = (self.id, APPLICATION_GROUP);

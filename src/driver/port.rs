@@ -56,7 +56,17 @@ pub enum Request {
         /// When it gives up, in nanoseconds of [`now_ns`]; `None` waits for ever.
         deadline_ns: Option<u64>,
     },
-    /// Stop. Calls in flight get `drain` to end, then fail; [`Completion::Stopped`] is the last completion.
+    /// Have another node lead in the place of this one ([`Completion::Transferred`]).
+    TransferLeader {
+        /// Who waits.
+        token: Token,
+        /// Who is to lead; `None` for whoever is furthest.
+        to: Option<NodeId>,
+        /// When it gives up, in nanoseconds of [`now_ns`]; `None` waits for ever.
+        deadline_ns: Option<u64>,
+    },
+    /// Stop. A leader hands over first, for which it takes half of `drain` at most. Calls in flight get `drain` to end,
+    /// then fail; [`Completion::Stopped`] is the last completion.
     Close {
         /// How long calls in flight may still take.
         drain: Duration,
@@ -137,6 +147,13 @@ pub enum Completion {
         token: Token,
         /// The index.
         index: u64,
+    },
+    /// The answer to [`Request::TransferLeader`].
+    Transferred {
+        /// Whose call.
+        token: Token,
+        /// Who leads.
+        leader: NodeId,
     },
     /// The newest known leader, and whether this node leads and has applied all that was committed before.
     Leadership(Leadership),
@@ -378,6 +395,13 @@ pub struct PeerStatus {
     pub matched: Option<u64>,
     /// `"probe"`, `"replicate"` or `"snapshot"` (leader only).
     pub state: Option<&'static str>,
+}
+
+/// How much of the time to drain a leader takes at most to hand over, in nanoseconds; `None` for no time at all. The rest
+/// is for the calls that wait for the next leader.
+pub fn hand_over_ns(drain: Duration) -> Option<u64> {
+    let share_ns = u64::try_from((drain / 2).as_nanos()).unwrap_or(u64::MAX);
+    (share_ns > 0).then_some(share_ns)
 }
 
 /// The clock of all deadlines: CLOCK_BOOTTIME, which goes on while the machine sleeps, in nanoseconds.

@@ -103,7 +103,10 @@ impl Host {
                 }
                 Completion::Leadership(leadership) => self.leadership = leadership,
                 Completion::Stopped { fatal } => self.stopped = Some(fatal),
-                Completion::Capture(_) | Completion::Restore { .. } | Completion::Snapshot { .. } => {}
+                Completion::Capture(_)
+                | Completion::Restore { .. }
+                | Completion::Snapshot { .. }
+                | Completion::Transferred { .. } => {}
                 Completion::Listening { .. } => self.listening = true,
             }
         }

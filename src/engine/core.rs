@@ -20,6 +20,7 @@ use super::snapshot::Meta;
 use super::snapshots::{SnapshotPolicy, Snapshots};
 use super::stragglers::Stragglers;
 use super::time::{Now, Stamper};
+use super::transfer::Transfers;
 use super::Applied;
 use super::{Effect, Failure, Fault, Leadership, NodeId, Rejection, Token, APPLICATION_GROUP, BOOTSTRAP};
 use crate::mutants::{self, Mutant};
@@ -106,6 +107,7 @@ pub struct Engine {
     reads: Reads,
     snapshots: Snapshots,
     stragglers: Stragglers,
+    transfers: Transfers,
     /// A snapshot is being installed by this Ready; raft-rs may not hear that it is applied before it is durable.
     installing: Option<u64>,
     /// Calls whose entry or barrier stands, waiting for the application's cursor: (index, reader).
@@ -194,6 +196,7 @@ impl Engine {
             reads: Reads::new(settings.id, settings.boot, settings.election_ticks),
             snapshots: Snapshots::new(settings.snapshots, begin, newest),
             stragglers: Stragglers::new(settings.election_ticks),
+            transfers: Transfers::new(settings.id),
             installing: None,
             awaiting_application: VecDeque::new(),
             awaiting_deadline_ns: u64::MAX,
@@ -217,6 +220,7 @@ impl Engine {
         self.reads.tick();
         self.snapshots.tick();
         self.stragglers.tick(self.raw.raft.prs());
+        self.transfers.tick(self.raw.raft.raft_log.committed);
         if self.commit_unsaved {
             self.commit_unsaved = false;
             let hard_state = Some(self.raw.store().hard_state().clone());
@@ -353,7 +357,20 @@ impl Engine {
         for number in &rejection.numbers {
             self.proposals.refused(rejection.boot, *number, from);
         }
-        self.hold_proposals = true;
+        // A former leader's refusal says nothing of the one that leads now.
+        self.hold_proposals |= self.raw.raft.leader_id == from;
+    }
+
+    /// A call of the application for `to` as leader in the place of this node, or for whoever is furthest.
+    pub fn handle_transfer(&mut self, token: Token, to: Option<NodeId>, deadline_ns: u64) {
+        let known = self.transfers.ask(&self.raw, &self.routes, (token, deadline_ns), to);
+        self.effects.extend(known);
+    }
+
+    /// The node is to be closed: if it leads, it hands over first. [`Self::has_pending_calls`] until that is done, or given
+    /// up at `deadline_ns`.
+    pub fn handle_leaving(&mut self, deadline_ns: u64) {
+        self.transfers.leave(deadline_ns);
     }
 
     /// A barrier of this node's application.
@@ -379,6 +396,7 @@ impl Engine {
     pub fn handle_route_lost(&mut self, peer: NodeId) {
         self.routes.remove(&peer);
         self.proposals.route_lost(peer);
+        self.transfers.route_lost(&mut self.raw, peer);
         if self.raw.raft.leader_id == peer {
             self.reads.restart_rounds();
         }
@@ -407,6 +425,7 @@ impl Engine {
                 self.effects.extend(messages.into_iter().map(send));
                 self.finish_install(number);
             }
+            self.hand_over();
             self.send_proposals(now);
             self.start_read_round();
             if !self.raw.has_ready() {
@@ -460,12 +479,13 @@ impl Engine {
     /// The moment at which a deadline passes, in nanoseconds of boottime, or `u64::MAX`.
     pub fn next_deadline_ns(&self) -> u64 {
         let calls = self.proposals.next_deadline_ns().min(self.reads.next_deadline_ns());
-        calls.min(self.awaiting_deadline_ns).min(self.snapshots.next_deadline_ns())
+        let others = self.snapshots.next_deadline_ns().min(self.transfers.next_deadline_ns());
+        calls.min(self.awaiting_deadline_ns).min(others)
     }
 
-    /// Calls of the application that wait for something.
+    /// Calls of the application that wait for something, or a hand-over of a leader that leaves.
     pub fn has_pending_calls(&self) -> bool {
-        let waits = !self.awaiting_application.is_empty() || !self.snapshots.is_idle();
+        let waits = !self.awaiting_application.is_empty() || !self.snapshots.is_idle() || !self.transfers.is_idle();
         self.proposals.len() > 0 || !self.reads.is_empty() || waits
     }
 
@@ -476,6 +496,7 @@ impl Engine {
         self.proposals.close(&mut failed);
         self.reads.close(&mut failed);
         self.snapshots.close(&mut failed);
+        self.transfers.close(&mut failed);
         for (_, reader) in self.awaiting_application.drain(..) {
             failed(reader.token, Failure::Closed);
         }
@@ -524,6 +545,7 @@ impl Engine {
         self.proposals.expire(now.boottime_ns, &unsent, &mut failed);
         self.reads.expire(now.boottime_ns, &unread, &mut failed);
         self.snapshots.expire(now.boottime_ns, &mut failed);
+        self.transfers.expire(&mut self.raw, now.boottime_ns, &mut failed);
         if now.boottime_ns < self.awaiting_deadline_ns {
             return;
         }
@@ -537,6 +559,13 @@ impl Engine {
         });
         let deadlines = self.awaiting_application.iter().map(|(_, reader)| reader.deadline_ns);
         self.awaiting_deadline_ns = deadlines.min().unwrap_or(u64::MAX);
+    }
+
+    /// Leadership goes on its way, or has come to where it goes.
+    fn hand_over(&mut self) {
+        // Whoever hears of the end finds the new leader known.
+        self.publish_leadership();
+        self.transfers.work(&mut self.raw, &self.routes, &mut self.effects);
     }
 
     fn send_proposals(&mut self, now: Now) {

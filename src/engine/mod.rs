@@ -23,6 +23,7 @@ mod stragglers;
 #[cfg(test)]
 mod tests;
 mod time;
+mod transfer;
 
 use raft::eraftpb::Message;
 
@@ -106,6 +107,13 @@ pub enum Effect {
         /// The read index.
         index: u64,
     },
+    /// A call for another leader is answered: this one leads.
+    Transferred {
+        /// Whose.
+        token: Token,
+        /// Who leads.
+        leader: NodeId,
+    },
     /// The leader, the term, or this node's part in it changed.
     Leadership(Leadership),
 }
@@ -156,6 +164,11 @@ pub enum Failure {
     },
     /// A snapshot could not be taken.
     Snapshot {
+        /// Why, with what to do.
+        reason: String,
+    },
+    /// Leadership was not handed over.
+    Transfer {
         /// Why, with what to do.
         reason: String,
     },

@@ -97,6 +97,11 @@ impl World {
                 process.application.barriers.push((index, token));
                 self.resolve_barriers(process);
             }
+            Completion::Failed { token, .. } if self.end_transfer(token, false) => {}
+            Completion::Transferred { token, .. } => {
+                self.figures.transferred += 1;
+                self.end_transfer(token, false);
+            }
             Completion::Failed { token, failure } => self.end_call(token, ended(&failure)),
             Completion::Range { token: READER, result: Ok((entries, through)) } => {
                 let after = process.application.read_through;
@@ -242,9 +247,8 @@ fn write_snapshot(store: &dyn SnapshotStore, head: &Head, state: &[u8]) -> Resul
 
 fn ended(failure: &Failure) -> Ended {
     match failure {
-        Failure::TimedOutUnsent { .. } | Failure::Refused { .. } | Failure::ClosedUnsent | Failure::Snapshot { .. } => {
-            Ended::NotCommitted
-        }
+        Failure::TimedOutUnsent { .. } | Failure::Refused { .. } | Failure::ClosedUnsent => Ended::NotCommitted,
+        Failure::Snapshot { .. } | Failure::Transfer { .. } => Ended::NotCommitted,
         Failure::TimedOut | Failure::Closed => Ended::Unknown,
         Failure::AppliedWithoutResult { index } => Ended::AppliedWithoutResult { index: *index },
     }

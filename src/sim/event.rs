@@ -70,6 +70,10 @@ pub enum Event<'a> {
     Called { call: Token, operation: Operation, deadline: Option<Time> },
     /// Its call ends.
     CallEnded { call: Token, how: Ended },
+    /// Somebody calls for another leader.
+    CalledForLeader { call: Token, deadline: Option<Time> },
+    /// That call ends: in a leader, in an error, or with its process.
+    LeaderCallEnded { call: Token, is_lost: bool },
     /// What the engine has made of the log through `applied`.
     Digest { applied: u64, digest: u64 },
     /// What the application has made of the log through `applied`.

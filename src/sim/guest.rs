@@ -63,6 +63,7 @@ fn count(plan: &Plan) -> Vec<(&'static str, u64)> {
 fn kind(fault: Fault) -> &'static str {
     match fault {
         Fault::Crash { .. } => "crash",
+        Fault::Transfer { .. } => "leader transfer",
         Fault::Close { .. } => "close",
         Fault::Pause { .. } => "pause",
         Fault::BlockApplication { .. } => "blocked loop",

@@ -13,6 +13,7 @@
 //! | `clock` | drifts and jumps |
 //! | `application`, `state`, `objects`, `workload` | the state machine, the clients, and what they do |
 //! | `snapshots` | snapshots on their way from disk to disk |
+//! | `transfers` | calls for another leader |
 //! | `guest` | somebody else's state machine in the world: `aioraft.testing.Simulation` |
 //! | `inject` | the faults begin and end |
 //! | `event`, `checkers` | what the checkers are told, and the checkers: one file each |
@@ -50,6 +51,7 @@ mod state;
 #[cfg(all(test, feature = "mutants"))]
 mod tests;
 mod trace;
+mod transfers;
 mod wiring;
 mod workload;
 mod world;

@@ -63,6 +63,8 @@ pub enum Lie {
 pub enum Fault {
     /// The process ends at its `after`-th effect or step from now on, and is started again when it has been `down`.
     Crash { target: Target, kind: Crash, after: u32, down: Time },
+    /// The application calls for another leader: this machine's node, or whoever is furthest.
+    Transfer { target: Target, to: Option<usize>, patience: Option<Time> },
     /// The application closes its node, and starts it again.
     Close { target: Target, drain: Time, down: Time },
     /// The process is stopped (SIGSTOP).
@@ -165,7 +167,7 @@ pub struct Plan {
 
 /// How plans are drawn today. Whoever draws something new counts it up, and draws it from a generator of its own: a seed
 /// of the corpus goes on standing for the plan with which it failed.
-pub const EDITION: u32 = 3;
+pub const EDITION: u32 = 4;
 
 impl Plan {
     /// What `seed` stands for.
@@ -181,15 +183,14 @@ impl Plan {
     }
 
     /// The same for a guest: with as many nodes as it wants, in memory, and with what happens to an application only.
-    /// Disks that are lost and peers that lie are the engine's affair; and a packet that is lost while its connection stays
-    /// up, as none is on TCP, may leave a call without a deadline waiting for ever, which is no fault of the guest's.
+    /// Disks that are lost and peers that lie are the engine's affair.
     pub fn for_guest(seed: u64, nodes: usize) -> Self {
         let mut plan = Self::of(seed, EDITION, Some(nodes));
         (plan.files, plan.padding, plan.takes_snapshots, plan.keeps_state) = (false, 0, false, false);
         plan.tuning.max_entry_bytes = (GUEST_BYTES_MAX + objects::LEN) as u64;
         let is_for_the_engine = |fault| {
             matches!(fault, Fault::Wipe { .. } | Fault::RollBack { .. } | Fault::Clone { .. })
-                || matches!(fault, Fault::Forge { .. } | Fault::WrongMembers { .. } | Fault::Loss { .. })
+                || matches!(fault, Fault::Forge { .. } | Fault::WrongMembers { .. })
         };
         plan.faults.retain(|scheduled| !is_for_the_engine(scheduled.fault));
         plan
@@ -205,6 +206,9 @@ impl Plan {
         }
         if edition >= 3 {
             plan.draw_snapshots(&mut Rng::with_seed(seed ^ 0x5eed_0000_0000_0003));
+        }
+        if edition >= 4 {
+            add_transfers(&mut Rng::with_seed(seed ^ 0x5eed_0000_0000_0004), plan.nodes, &mut plan.faults);
         }
         plan
     }
@@ -294,6 +298,20 @@ fn faults(rng: &mut Rng, nodes: usize) -> Vec<Scheduled> {
 
 fn scheduled(at: Time, fault: Fault) -> Scheduled {
     Scheduled { since: Since::Beginning, at, fault }
+}
+
+/// Leadership changes hands in some worlds, few or many times.
+fn add_transfers(rng: &mut Rng, nodes: usize, faults: &mut Vec<Scheduled>) {
+    let count = *pick(rng, &[0, 0, 2, 10, 40]);
+    for _ in 0..count {
+        let at = rng.u64(SECOND..HEALED - SECOND);
+        let machine = rng.usize(0..nodes);
+        let target = if rng.u32(0..8) > 0 { Target::LeaderOr(machine) } else { Target::Machine(machine) };
+        let to = rng.bool().then(|| rng.usize(0..nodes));
+        let patience = (rng.u32(0..4) > 0).then(|| rng.u64(1..60).pow(2) * MS);
+        faults.push(scheduled(at, Fault::Transfer { target, to, patience }));
+    }
+    faults.sort_by_key(|scheduled| scheduled.at);
 }
 
 /// Disks are lost and connections cut while the cluster forms (rule M1).

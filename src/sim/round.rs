@@ -11,7 +11,7 @@ use super::trace::hash_of;
 use super::world::{Happening, World};
 use crate::driver::gate::Members;
 use crate::driver::persister::{gather, Task};
-use crate::driver::port::{Completion, Proposal, Request};
+use crate::driver::port::{hand_over_ns, Completion, Proposal, Request};
 use crate::driver::witness::Spoken;
 use crate::engine::formation::{Report, Stage};
 use crate::engine::snapshot::Meta;
@@ -97,7 +97,8 @@ impl World {
         process.step()?;
         self.take_occurred(process);
         process.step()?;
-        take_inbox(process, self.now)?;
+        let boottime_ns = self.machines[machine].clock.now(self.now).boottime_ns;
+        take_inbox(process, self.now, boottime_ns)?;
         let ticked = self.tick(process);
         self.record_when_due(process, ticked);
         process.step()?;
@@ -275,6 +276,9 @@ impl World {
             }
             Effect::Failed { token, failure } => process.completions.push(Completion::Failed { token, failure }.into()),
             Effect::Barrier { token, index } => process.completions.push(Completion::Barrier { token, index }.into()),
+            Effect::Transferred { token, leader } => {
+                process.completions.push(Completion::Transferred { token, leader }.into());
+            }
             Effect::Leadership(leadership) => {
                 let (term, leader) = (leadership.term, leadership.leader);
                 let numbers = [3, machine as u64, term, leader.unwrap_or(0)];
@@ -360,7 +364,7 @@ impl World {
     }
 }
 
-fn take_inbox(process: &mut Process, now: Time) -> Result<(), Halt> {
+fn take_inbox(process: &mut Process, now: Time, boottime_ns: u64) -> Result<(), Halt> {
     let inbox = std::mem::take(&mut process.inbox);
     process.engine.handle_application_applied(process.application.applied);
     for Proposal { token, command, deadline_ns } in inbox.proposals {
@@ -378,7 +382,13 @@ fn take_inbox(process: &mut Process, now: Time) -> Result<(), Halt> {
             Request::Snapshot { token, deadline_ns } => {
                 process.engine.handle_snapshot_call(token, deadline_ns.unwrap_or(u64::MAX));
             }
+            Request::TransferLeader { token, to, deadline_ns } => {
+                process.engine.handle_transfer(token, to, deadline_ns.unwrap_or(u64::MAX));
+            }
             Request::Close { drain } => {
+                if let Some(share_ns) = hand_over_ns(drain) {
+                    process.engine.handle_leaving(boottime_ns.saturating_add(share_ns));
+                }
                 let until = now + drain.min(Duration::from_secs(100)).as_nanos() as Time;
                 process.closing = Some(process.closing.map_or(until, |earlier| earlier.min(until)));
             }

@@ -19,7 +19,7 @@ use super::plan::{Fault, Plan, Since, Target, END, HEALED};
 use super::trace::Trace;
 use super::workload::Workload;
 use crate::engine::command::Command;
-use crate::engine::NodeId;
+use crate::engine::{NodeId, Token};
 use crate::storage::snapshot::{Head, SnapshotFile};
 use crate::transport::Hello;
 
@@ -109,6 +109,8 @@ pub struct Figures {
     pub starts: u64,
     /// Leaders that were elected.
     pub leaders: u64,
+    /// Calls for another leader that were answered with one.
+    pub transferred: u64,
     /// Connections that were refused.
     pub refused: u64,
     /// Snapshots that were taken.
@@ -151,6 +153,8 @@ pub struct World {
     pub(super) figures: Figures,
     /// Some of the commands that were applied: origin, index, command.
     pub(super) applied: VecDeque<(NodeId, u64, Command)>,
+    /// Calls for another leader that have not ended, and how many there were.
+    pub(super) transfers: (BTreeMap<Token, MachineId>, Token),
     /// A node whose members were wiped before all had formed may wait for ever.
     pub(super) may_never_form: bool,
     /// Stages of the formation that have become durable, over all nodes.
@@ -174,6 +178,7 @@ impl World {
             trace: Trace::new(record),
             figures: Figures::default(),
             applied: VecDeque::new(),
+            transfers: Default::default(),
             may_never_form: false,
             stages: 0,
             rng,
@@ -322,6 +327,7 @@ impl World {
         self.trace.note(self.now, &[1, machine as u64], || format!("node {node} on machine {machine} ended: {why:?}"));
         self.tell(machine, &Event::Stopped { why });
         self.lose_calls(machine);
+        self.lose_transfers(machine);
     }
 
     fn ending(&self) -> Ending {

@@ -29,6 +29,8 @@ SAMPLES = [
     aioraft.ReadTimeoutError("m"),
     aioraft.SnapshotError("m"),
     aioraft.SnapshotTimeoutError("m"),
+    aioraft.TransferError("m"),
+    aioraft.TransferTimeoutError("m"),
     aioraft.Compacted("m", 7),
     aioraft.ReentrantCallError("m"),
     aioraft.WrongLoopError("m"),
@@ -63,6 +65,7 @@ def test_deadlines_are_caught_as_timeouts_and_mistakes_as_value_errors() -> None
         aioraft.OutcomeUnknownError,
         aioraft.ReadTimeoutError,
         aioraft.SnapshotTimeoutError,
+        aioraft.TransferTimeoutError,
     }
     assert {one for one in ERRORS if issubclass(one, ValueError)} == {
         aioraft.ConfigError,

@@ -13,7 +13,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from .._core import Entry, World
 from .._errors import RaftError
-from .._state_machine import StateMachine, claim
+from .._state_machine import StateMachine, check, shared
 from ._clocks import Clock, Clocks
 from ._forms import digest
 from ._replicas import Disagreement, Judge, Record, Replica, has_snapshot
@@ -254,6 +254,7 @@ class _Guest(Generic[R]):
         self._command = command
         self._clocks = Clocks()
         self._starts: dict[int, int] = {}
+        self._machines: dict[int, StateMachine[R]] = {}
         self._rng = random.Random(seed)
         self._commands = random.Random(self._rng.getrandbits(64))
         self._client = Clock(NOW)
@@ -287,7 +288,11 @@ class _Guest(Generic[R]):
         clock.set(now)
         with self._clocks.at(clock):
             machine = self._factory()
-        claim(machine)
+        check(machine)
+        if any(machine is other for other in self._machines.values()):
+            raise shared(machine)
+        # Not by `claim`: Ctrl-C while a weak reference to the last one is called back would be lost.
+        self._machines[node] = machine
         self.has_snapshot = has_snapshot(machine)
         rng = random.Random(self._rng.getrandbits(64))
         return Replica(self.judge, self._clocks, machine, rng, clock, node=node, start=self._starts[node])

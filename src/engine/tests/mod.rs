@@ -14,6 +14,7 @@ mod reading;
 mod routes;
 mod snapshots;
 mod starting;
+mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -52,6 +53,7 @@ pub(super) struct Machine {
     pub captured: Vec<SnapshotName>,
     pub restored: Vec<u64>,
     pub snapshots: Vec<(Token, u64)>,
+    pub transferred: Vec<(Token, NodeId)>,
 }
 
 /// What travels.
@@ -155,6 +157,7 @@ fn machine_with(
         captured: Vec::new(),
         restored: Vec::new(),
         snapshots: Vec::new(),
+        transferred: Vec::new(),
     }
 }
 
@@ -241,6 +244,7 @@ impl World {
                     self.network.push_back((id, message.to, Packet::Snapshot(name, message)));
                 }
                 Effect::Snapshot { token, index } => machine.snapshots.push((token, index)),
+                Effect::Transferred { token, leader } => machine.transferred.push((token, leader)),
             }
         }
         if !machine.captures_stalled {

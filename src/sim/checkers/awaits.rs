@@ -19,6 +19,23 @@ pub struct Awaits {
     closed: BTreeMap<MachineId, bool>,
 }
 
+impl Awaits {
+    fn ended(&mut self, scene: &Scene, call: u64, is_lost: bool) -> Verdict {
+        let Some((machine, deadline)) = self.open.remove(&call) else {
+            return Err(format!("call {call} ended twice"));
+        };
+        if is_lost && self.closed.get(&machine) == Some(&true) {
+            return Err(format!("its node closed, and call {call} did not end"));
+        }
+        let ran_again = self.ran_again.get(&machine).copied().unwrap_or(0);
+        let due = deadline.unwrap_or(Time::MAX).max(ran_again).saturating_add(GRACE);
+        if !is_lost && due < scene.now {
+            return Err(format!("call {call} ended {} s after its deadline", (scene.now - due) / SECOND));
+        }
+        Ok(())
+    }
+}
+
 impl Checker for Awaits {
     fn name(&self) -> &'static str {
         "every await ends"
@@ -38,19 +55,11 @@ impl Checker for Awaits {
             Event::Called { call, deadline, .. } => {
                 self.open.insert(*call, (scene.machine, *deadline));
             }
-            Event::CallEnded { call, how } => {
-                let Some((machine, deadline)) = self.open.remove(call) else {
-                    return Err(format!("call {call} ended twice"));
-                };
-                if *how == Ended::Lost && self.closed.get(&machine) == Some(&true) {
-                    return Err(format!("its node closed, and call {call} did not end"));
-                }
-                let ran_again = self.ran_again.get(&machine).copied().unwrap_or(0);
-                let due = deadline.unwrap_or(Time::MAX).max(ran_again).saturating_add(GRACE);
-                if *how != Ended::Lost && due < scene.now {
-                    return Err(format!("call {call} ended {} s after its deadline", (scene.now - due) / SECOND));
-                }
+            Event::CalledForLeader { call, deadline } => {
+                self.open.insert(*call, (scene.machine, *deadline));
             }
+            Event::CallEnded { call, how } => return self.ended(scene, *call, *how == Ended::Lost),
+            Event::LeaderCallEnded { call, is_lost } => return self.ended(scene, *call, *is_lost),
             _ => {}
         }
         Ok(())
