@@ -56,6 +56,13 @@ struct Shared {
     threads: AtomicUsize,
 }
 
+impl Shared {
+    /// Nobody collects them any more, and a file may keep the store.
+    fn let_go_of_files(&self) {
+        self.outcomes.lock().retain(|outcome| outcome.result.is_err());
+    }
+}
+
 impl Captures {
     /// Files go to `store`; `driver` is woken for each outcome, and when a thread has ended.
     pub fn new(
@@ -103,8 +110,7 @@ impl Captures {
         for job in under_way.iter().filter_map(Weak::upgrade) {
             job.fail(ENDED);
         }
-        let outcomes = self.take_outcomes();
-        drop(outcomes);
+        self.0.let_go_of_files();
     }
 
     /// Whether no thread writes any more.
@@ -316,8 +322,7 @@ impl Job {
         }
         self.end(result);
         if self.shared.store.lock().is_none() {
-            // Nobody collects it any more, and a file may keep the store.
-            self.shared.outcomes.lock().clear();
+            self.shared.let_go_of_files();
         }
         self.shared.threads.fetch_sub(1, Ordering::AcqRel);
         self.shared.driver.wake();

@@ -101,7 +101,8 @@ class Core:
         """
     def close(self, /, drain: "float") -> Future[None]:
         """
-        Stop: calls in flight get `drain` seconds to end, then fail with `NodeClosedError`. The future resolves when
+        Stop: a leader hands over, for which it takes half of `drain` at most; calls in flight get `drain` seconds to end,
+        then fail with `NodeClosedError`. The future resolves when
         the driver's thread has ended, and never fails. May be called again; a shorter `drain` takes over. Cancelling
         stops the waiting, not the closing. Never blocks. Once `drain` is over nothing is applied any more, not even the
         next entry when it was `apply` that called with 0.
@@ -169,6 +170,12 @@ class Core:
         """
         Why the node answers no more: a `FatalError` if it stopped by itself, a `NodeClosedError` once it is closed,
         None before.
+        """
+    def transfer_leader(self, /, to: "int | None", timeout: "float | None") -> Future[int]:
+        """
+        Have `to` lead in the place of this node, or whoever is furthest. The future resolves with the id of the new
+        leader, or fails with `TransferError` or `TransferTimeoutError`. `timeout` is in seconds; None waits for ever.
+        Raises `ReentrantCallError` inside `apply`. Cancelling stops the waiting, not the transfer.
         """
     def wait_applied(self, /, beyond: "int") -> Future[None]:
         """

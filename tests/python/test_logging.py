@@ -79,7 +79,7 @@ def test_the_documented_configuration_for_json() -> None:
     assert leads, records
     assert {"level": "INFO", "leader": 1}.items() <= leads[-1].items()
     assert leads[-1]["term"] > 0
-    assert [record["node"] for record in records if record["logger"] == "aioraft.node"] == [1, 1]
+    assert [record["node"] for record in records if record["logger"] == "aioraft.node"] == [1, 1, 1]
     raised = [record for record in records if record["logger"] == "aioraft.apply"]
     assert [record["level"] for record in raised] == ["ERROR"]
     assert "ValueError: told to fail" in raised[0]["exception"]
@@ -96,7 +96,7 @@ def test_every_logger_is_documented() -> None:
     rows = set(re.findall(r"^\| `(aioraft\.\w+)` \|", text, re.MULTILINE))
     rust = {f"aioraft.{path.parts[-1]}" for path in (ROOT / "src").iterdir() if says(path, "*.rs", r"tracing::\w+!\(")}
     assert rust - {"aioraft.bridge"} <= rows, "the first folder of a module is its logger's name"
-    assert rows - rust == {"aioraft.node", "aioraft.apply", "aioraft.raft"}
+    assert rows - rust == {"aioraft.node", "aioraft.apply", "aioraft.snapshot", "aioraft.raft"}
     assert says(ROOT / "python", "*.py", r'getLogger\("aioraft\.node"\)')
 
 

@@ -102,6 +102,7 @@ struct World {
     woken: Receiver<()>,
     permits: Sender<Permit>,
     written: Arc<Mutex<Vec<Vec<u8>>>>,
+    store: Weak<Store>,
 }
 
 impl World {
@@ -110,8 +111,9 @@ impl World {
         let written = Arc::new(Mutex::new(Vec::new()));
         let store = Arc::new(Store { permits: Mutex::new(receiver), written: written.clone() });
         let (driver, woken) = bell();
+        let weak = Arc::downgrade(&store);
         let captures = Captures::new(1, Arc::new(store), Box::new(driver), tracing::Dispatch::none());
-        Self { captures, woken, permits, written }
+        Self { captures, woken, permits, written, store: weak }
     }
 
     fn begin(&self) -> Arc<Capture> {
@@ -276,6 +278,21 @@ fn after_its_end_it_takes_everything_and_keeps_nothing() {
     capture.finish();
     assert!(world.captures.take_outcomes().is_empty());
     assert!(world.captures.is_idle());
+}
+
+#[test]
+fn whoever_holds_a_capture_does_not_keep_the_store() {
+    let world = World::new();
+    let (kept, whole) = (world.begin(), world.begin());
+    kept.open(Form::Chunks);
+    whole.open(Form::Chunks);
+    whole.finish();
+    world.captures.abandon();
+    while !world.captures.is_idle() {
+        world.woken.recv_timeout(DEADLINE).unwrap();
+    }
+    assert_eq!(world.store.strong_count(), 0);
+    assert!(world.captures.take_outcomes().iter().all(|outcome| outcome.result.is_err()));
 }
 
 #[test]
