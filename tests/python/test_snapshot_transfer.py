@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import pathlib
 import statistics
 
@@ -109,8 +110,12 @@ async def until_whole(snapshots: pathlib.Path) -> None:
     """Wait until a whole snapshot is in the directory, for as long as it gets on."""
     received = -1
     while not any(snapshots.glob("*.snapshot")):
-        await until(lambda least=received: received_bytes(snapshots) > least, f"more than {received} bytes of it")
+        await until(functools.partial(has_more, snapshots, received), f"more than {received} bytes of it")
         received = received_bytes(snapshots)
+
+
+def has_more(snapshots: pathlib.Path, received: int) -> bool:
+    return received_bytes(snapshots) > received
 
 
 def received_bytes(snapshots: pathlib.Path) -> int:

@@ -54,7 +54,9 @@ class InThread(Counting):
     form = staticmethod(lambda state: lambda: state)
 
 
-def node(folder: pathlib.Path, members: dict[int, str], machine: Adder, **settings: Any) -> aioraft.Node[int]:
+def node(
+    folder: pathlib.Path, members: dict[int, str], machine: aioraft.StateMachine[int], **settings: Any
+) -> aioraft.Node[int]:
     config = aioraft.Config(**(QUICK | settings))
     return aioraft.Node(id=1, members=members, data_dir=folder, state_machine=machine, config=config)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import pathlib
 import random
 import signal
@@ -62,17 +63,17 @@ class Snapshotting(Processes):
     async def assert_nothing_left(self) -> None:
         """Each has the file of one snapshot, the newest, and no other."""
         for index, process in zip(await self.ask(self.all, "snapshot"), self.all, strict=True):
-            await until(lambda p=process, i=index: only_file(p) == i, f"{files(process)} to be that of {index} only")
+            is_alone = functools.partial(has_only_file, process, index)
+            await until(is_alone, f"{files(process)} to be that of {index} only")
 
 
 def files(process: Process) -> list[pathlib.Path]:
     return sorted((process.data_dir / "snapshots").iterdir())
 
 
-def only_file(process: Process) -> int | None:
-    """Return the index in the name of the only file."""
+def has_only_file(process: Process, index: int) -> bool:
     names = [file.name for file in files(process)]
-    return int(names[0].split("-")[1], 16) if len(names) == 1 and names[0].endswith(".snapshot") else None
+    return len(names) == 1 and names[0].endswith(".snapshot") and int(names[0].split("-")[1], 16) == index
 
 
 def received_bytes(process: Process) -> int:
