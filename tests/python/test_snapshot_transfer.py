@@ -109,13 +109,17 @@ async def test_a_large_state_is_taken_sent_and_restored_while_all_goes_on(tmp_pa
 async def until_whole(snapshots: pathlib.Path) -> None:
     """Wait until a whole snapshot is in the directory, for as long as it gets on."""
     received = -1
-    while not any(snapshots.glob("*.snapshot")):
-        await until(functools.partial(has_more, snapshots, received), f"more than {received} bytes of it")
+    while not is_whole(snapshots):
+        await until(functools.partial(gets_on, snapshots, received), f"more than {received} bytes of it")
         received = received_bytes(snapshots)
 
 
-def has_more(snapshots: pathlib.Path, received: int) -> bool:
-    return received_bytes(snapshots) > received
+def is_whole(snapshots: pathlib.Path) -> bool:
+    return any(snapshots.glob("*.snapshot"))
+
+
+def gets_on(snapshots: pathlib.Path, received: int) -> bool:
+    return is_whole(snapshots) or received_bytes(snapshots) > received
 
 
 def received_bytes(snapshots: pathlib.Path) -> int:
