@@ -42,9 +42,16 @@ pub(super) fn fold(digest: u64, word: u64) -> u64 {
 }
 
 impl Engine {
-    /// The engine's cursor, and a digest of the replicated state there: sessions, time, skipped commands.
+    /// The engine's cursor, and a digest of the replicated state there: sessions, time, members.
     pub fn digest(&self) -> (u64, u64) {
-        self.observed().1.digest()
+        let (applied, digest) = self.observed().1.digest();
+        let mut conf = self.raw.raft.prs().conf().to_conf_state();
+        let parts = [&mut conf.voters, &mut conf.learners, &mut conf.voters_outgoing, &mut conf.learners_next];
+        let digest = parts.into_iter().fold(digest, |digest, ids| {
+            ids.sort_unstable();
+            ids.iter().fold(fold(digest, ids.len() as u64), |digest, id| fold(digest, *id))
+        });
+        (applied, digest)
     }
 
     /// If it leads: the term, the end of its log, and what it believes of the others.

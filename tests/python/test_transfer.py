@@ -20,13 +20,13 @@ LONGEST_PAUSE_S = 0.2
 
 
 # With the defaults an election takes a second at least: only a hand-over keeps the pauses short.
+DEFAULTS = {field: getattr(aioraft.Config(), field) for field in ("election_timeout", "heartbeat_interval")}
+
+
 class SteadyProcesses(Processes):
     """Replicas under a steady load."""
 
     program = HERE / "steady_node.py"
-
-
-DEFAULTS = {field: getattr(aioraft.Config(), field) for field in ("election_timeout", "heartbeat_interval")}
 
 
 # Asked for

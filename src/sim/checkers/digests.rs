@@ -1,4 +1,4 @@
-//! Replicas agree: at the same index, on sessions, time and skipped commands, and on the application's state.
+//! Replicas agree: at the same index, on sessions, time and members, and on the application's state.
 
 use std::collections::BTreeMap;
 
