@@ -848,7 +848,7 @@ impl Engine {
         if self.raw.raft.state != StateRole::Leader {
             self.stragglers.clear();
         }
-        let index = name.index.saturating_sub(self.snapshots.trail());
+        let index = self.snapshots.begin_of_trail(name.index);
         let index = self.stragglers.allow(index).max(begin);
         let conf_state = self.snapshots.newest().map(|(_, conf_state)| conf_state.clone()).unwrap_or_default();
         let log = self.raw.mut_store();

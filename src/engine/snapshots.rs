@@ -4,6 +4,8 @@
 //! writes the file, and what it says of the end comes back through [`super::Engine::handle_captured`]. The log is
 //! compacted behind a snapshot that is on the disk, except for a trail for followers that are a little behind.
 
+use std::collections::VecDeque;
+
 use raft::eraftpb::ConfState;
 
 use super::snapshot::Meta;
@@ -46,6 +48,8 @@ pub struct Snapshots {
     under_way: Option<(u64, ConfState)>,
     /// Index, and bytes applied, when the last one was asked for.
     since: (u64, u64),
+    /// The same of earlier ones, oldest first: how far the trail may reach back.
+    earlier: VecDeque<(u64, u64)>,
     waiters: Vec<Waiter>,
     next_deadline_ns: u64,
     /// A follower needs one, and there is none that would help it.
@@ -66,6 +70,7 @@ impl Snapshots {
             newest,
             under_way: None,
             since: (since, 0),
+            earlier: VecDeque::new(),
             waiters: Vec::new(),
             next_deadline_ns: u64::MAX,
             is_wanted: false,
@@ -92,9 +97,16 @@ impl Snapshots {
         newest.into_iter().chain(self.recorded).chain(arrived).collect()
     }
 
-    /// How many entries stay in the log.
-    pub fn trail(&self) -> u64 {
-        self.policy.trail
+    /// Where the log may begin behind the snapshot of `index`: a trail of entries before it, but of no more bytes than make
+    /// a snapshot due, as far as earlier snapshots tell.
+    pub fn begin_of_trail(&mut self, index: u64) -> u64 {
+        let (_, bytes) = self.since;
+        let is_far = |point: &(u64, u64)| bytes.saturating_sub(point.1) >= self.policy.bytes;
+        while self.earlier.get(1).is_some_and(is_far) {
+            self.earlier.pop_front();
+        }
+        let by_bytes = self.earlier.front().filter(|point| is_far(point)).map_or(0, |point| point.0);
+        index.saturating_sub(self.policy.trail).max(by_bytes.min(index))
     }
 
     /// A tick has passed.
@@ -134,7 +146,7 @@ impl Snapshots {
 
     /// One is to be taken at `applied`.
     pub fn begin(&mut self, applied: u64, bytes: u64, conf_state: ConfState) {
-        self.since = (applied, bytes);
+        self.earlier.push_back(std::mem::replace(&mut self.since, (applied, bytes)));
         self.is_wanted = false;
         self.under_way = Some((applied, conf_state));
     }
@@ -163,6 +175,7 @@ impl Snapshots {
         self.newest = Some((name, conf_state));
         self.under_way = None;
         self.since = (name.index, bytes);
+        self.earlier.clear();
     }
 
     /// The log names this one durably. Returns who waited for it.

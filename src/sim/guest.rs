@@ -67,7 +67,7 @@ fn kind(fault: Fault) -> &'static str {
         Fault::Close { .. } => "close",
         Fault::Pause { .. } => "pause",
         Fault::BlockApplication { .. } => "blocked loop",
-        Fault::Partition { .. } => "partition",
+        Fault::Isolate { .. } | Fault::Partition { .. } => "partition",
         Fault::Cut { .. } => "cut link",
         Fault::SlowLink { .. } => "slow link",
         Fault::Loss { .. } => "lost messages",

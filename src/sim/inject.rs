@@ -46,6 +46,13 @@ impl World {
                 self.machines[machine].blocked_until = until;
                 self.happens(self.now + lasts, Happening::FaultEnds(number));
             }
+            Fault::Isolate { target, lasts } => {
+                let inside = self.resolve(target);
+                let mask = 1 << inside;
+                // Whoever leads by then is another: the end has to find the same machine.
+                self.plan.faults[number].fault = Fault::Partition { mask, one_way: false, lasts };
+                self.begin_fault(number);
+            }
             Fault::Partition { lasts, .. } | Fault::Cut { lasts, .. } => {
                 for (from, to) in self.blocked_by(fault) {
                     self.wires.link(from, to).blocked += 1;

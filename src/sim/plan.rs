@@ -73,6 +73,8 @@ pub enum Fault {
     BlockApplication { target: Target, lasts: Time },
     /// Nothing passes between the machines of the mask and the others; only towards the others if `one_way`.
     Partition { mask: u32, one_way: bool, lasts: Time },
+    /// Nothing passes between one machine and the others.
+    Isolate { target: Target, lasts: Time },
     /// Nothing passes from one machine to another, nor back if not `one_way`.
     Cut { from: usize, to: usize, one_way: bool, lasts: Time },
     /// Every packet between two machines takes longer by up to this.
@@ -161,13 +163,15 @@ pub struct Plan {
     pub takes_snapshots: bool,
     /// Applications keep their state durably by themselves.
     pub keeps_state: bool,
+    /// Crashes and slow disks come when a snapshot is installed.
+    pub troubled_installs: bool,
     /// In order of their times.
     pub faults: Vec<Scheduled>,
 }
 
 /// How plans are drawn today. Whoever draws something new counts it up, and draws it from a generator of its own: a seed
 /// of the corpus goes on standing for the plan with which it failed.
-pub const EDITION: u32 = 4;
+pub const EDITION: u32 = 5;
 
 impl Plan {
     /// What `seed` stands for.
@@ -207,6 +211,10 @@ impl Plan {
         if edition >= 3 {
             plan.draw_snapshots(&mut Rng::with_seed(seed ^ 0x5eed_0000_0000_0003));
         }
+        let mut rng = Rng::with_seed(seed ^ 0x5eed_0000_0000_0005);
+        if edition >= 5 && nodes.is_none() && rng.u32(0..4) == 0 {
+            plan.draw_troubled_installs(&mut rng);
+        }
         if edition >= 4 {
             add_transfers(&mut Rng::with_seed(seed ^ 0x5eed_0000_0000_0004), plan.nodes, &mut plan.faults);
         }
@@ -221,6 +229,28 @@ impl Plan {
         tuning.snapshot_entries = *pick(rng, &[5, 30, 200, 1000, u64::MAX]);
         tuning.snapshot_bytes = *pick(rng, &[2000, 30_000, u64::MAX]);
         tuning.snapshot_trail = *pick(rng, &[0, 0, 10, 200]);
+    }
+
+    /// Nodes fall behind what is compacted at once, leaders with what they could not commit among them, and what they install
+    /// meets with crashes and slow disks.
+    fn draw_troubled_installs(&mut self, rng: &mut Rng) {
+        (self.takes_snapshots, self.troubled_installs) = (true, true);
+        self.think = 50 * MS;
+        self.tuning.snapshot_entries = *pick(rng, &[5, 20]);
+        self.tuning.snapshot_trail = 0;
+        self.faults.clear();
+        let mut at = 3 * SECOND;
+        while at < HEALED - 8 * SECOND {
+            let lasts = rng.u64(500..4000) * MS;
+            let one = rng.usize(0..self.nodes);
+            let target = if rng.bool() { Target::LeaderOr(one) } else { Target::Machine(one) };
+            let fault = match rng.u32(0..4) {
+                0 => Fault::Crash { target, kind: Crash::PowerLoss, after: rng.u32(0..60), down: lasts },
+                _ => Fault::Isolate { target, lasts },
+            };
+            self.faults.push(scheduled(at, fault));
+            at += lasts + rng.u64(500..2500) * MS;
+        }
     }
 
     fn first_edition(seed: u64, nodes: Option<usize>) -> Self {
@@ -244,6 +274,7 @@ impl Plan {
             files: rng.u32(0..3) == 0,
             takes_snapshots: false,
             keeps_state: false,
+            troubled_installs: false,
             faults: faults(&mut rng, nodes),
         }
     }

@@ -6,7 +6,7 @@ use super::clock::{Time, MS, SECOND};
 use super::event::{Event, Stopped};
 use super::machine::{Process, Told};
 use super::network::{MachineId, Occurred, Packet};
-use super::plan::Crash;
+use super::plan::{Crash, HEALED};
 use super::trace::hash_of;
 use super::world::{Happening, World};
 use crate::driver::gate::Members;
@@ -253,6 +253,7 @@ impl World {
                         format!("node {}: installs a snapshot at {index}", process.id)
                     });
                     self.tell(machine, &Event::Installed { begin: (index, term) });
+                    self.trouble_install(machine, process);
                 }
                 if !persist.entries.is_empty() {
                     self.tell(machine, &Event::Appended { term, entries: &persist.entries });
@@ -311,6 +312,25 @@ impl World {
         };
         process.persister.writing = Some(gathered);
         self.happens(self.now + takes, Happening::Written(process.place));
+    }
+
+    /// In some worlds an install is the moment at which things go wrong.
+    fn trouble_install(&mut self, machine: MachineId, process: &mut Process) {
+        if !self.plan.troubled_installs || self.now >= HEALED {
+            return;
+        }
+        match self.rng.u32(0..4) {
+            0 | 1 => {
+                let kind = if self.rng.bool() { Crash::PowerLoss } else { Crash::Kill };
+                process.crash = Some((self.rng.u32(0..80), kind));
+                process.down = self.rng.u64(50..800) * MS;
+            }
+            2 => {
+                let fsync = self.rng.u64(300..3000) * MS;
+                self.machines[machine].slow_disk = Some((fsync, self.now + fsync));
+            }
+            _ => {}
+        }
     }
 
     fn hand_out(&mut self, machine: MachineId, process: &mut Process) -> Result<(), Halt> {

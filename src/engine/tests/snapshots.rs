@@ -110,6 +110,19 @@ fn the_log_is_kept_from_a_snapshot_that_is_under_way_on() {
 }
 
 #[test]
+fn c1_the_trail_is_bounded_in_bytes_too() {
+    let one = command::HEADER_LEN as u64 + payload(1).len() as u64;
+    let mut world = World::with(1, SnapshotPolicy { bytes: 4 * one, trail: 1000, ..ON_DEMAND });
+    world.elect(1);
+    propose(&mut world, 1, 1..60);
+    world.tick(6);
+    let status = world.machine(1).engine.status();
+    let kept = status.last_index + 1 - status.first_index;
+    assert!((4..=12).contains(&kept), "{kept} entries are kept, and 4 make a snapshot due");
+    assert!(status.snapshot_index >= status.first_index + 3, "the trail of the newest snapshot");
+}
+
+#[test]
 fn by_entries_and_by_bytes() {
     let policies = [
         SnapshotPolicy { entries: 4, ..ON_DEMAND },
