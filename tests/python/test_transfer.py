@@ -137,7 +137,9 @@ async def test_a_rolling_restart_holds_nobody_up(tmp_path: pathlib.Path) -> None
         await processes.more(processes.all, 1000)
         for one in [await processes.leader(), *processes.all]:  # the leader twice, or one that is it by then
             pause_s, stall_s = await restarted(processes, one)
-            sys.stdout.write(f"node {one.number}: no answer for {1e3 * pause_s:.0f} ms, stalls of {1e3 * stall_s:.0f} ms\n")
+            sys.stdout.write(
+                f"node {one.number}: no answer for {1e3 * pause_s:.0f} ms, stalls of {1e3 * stall_s:.0f} ms\n"
+            )
             # A stall can come to the leader, to the follower whose answer it needs, and to whoever proposed.
             assert pause_s < LONGEST_PAUSE_S + 3 * stall_s
         await processes.stop_load()  # a proposal that failed on one of the others would be seen here
