@@ -43,8 +43,8 @@ sim-mutants: $(BUILD_TOOLS) ## Deliberate bugs: which checker of the simulated w
 test-python: venv build
 	$(BIN)/python -m pytest $(ARGS)
 
-test-large: venv build ## A snapshot of 1 GiB: how long the loop stalls, and what it takes of memory (prints the figures)
-	AIORAFT_STATE_MIB=1024 $(BIN)/python -m pytest -rP tests/python/test_snapshot_size.py
+test-large: venv build ## A state of 1 GiB, taken, sent and restored: stalls, memory, latency of proposals (prints the figures)
+	AIORAFT_STATE_MIB=1024 $(BIN)/python -m pytest -rP tests/python/test_snapshot_size.py tests/python/test_snapshot_transfer.py
 
 test-chaos: venv build judge
 	$(BIN)/python -m pytest tests/chaos

@@ -18,6 +18,12 @@ class Counter(aioraft.StateMachine[int]):
         self.value += int(entry.data)
         return self.value
 
+    def snapshot(self) -> bytes:
+        return str(self.value).encode()
+
+    def restore(self, data: bytes) -> None:
+        self.value = int(data)
+
 
 async def main(number: int) -> None:
     node = aioraft.Node(id=number, members=MEMBERS, data_dir=f"data/counter-{number}", state_machine=Counter())

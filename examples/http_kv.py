@@ -32,6 +32,14 @@ class Dictionary(aioraft.StateMachine[str | None]):
             self.items[key] = value
         return before
 
+    def snapshot(self) -> bytes:
+        """Return the state as of the last `apply`, so that the log behind it can go."""
+        return json.dumps(self.items).encode()
+
+    def restore(self, data: bytes) -> None:
+        """Take it in, at a start or when the others no longer have what this node lacks."""
+        self.items = json.loads(data)
+
 
 def make_app(node: aioraft.Node[str | None], state: Dictionary) -> web.Application:
     """Build the application of one replica."""

@@ -56,7 +56,7 @@ class Status:
     last_index: int
     """The last index in the log."""
     snapshot_index: int
-    """The last index that is in the newest snapshot on this node's disk, from which a restart goes on; 0 without one."""
+    """The index of the newest snapshot on this node's disk, behind which a restart goes on; 0 without one."""
     snapshot_bytes: int
     """Bytes of that snapshot's file."""
     timestamp_ns: int

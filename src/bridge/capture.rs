@@ -13,6 +13,10 @@ use crate::driver::capture;
 use crate::driver::port::Wake;
 use crate::storage::snapshot::Form;
 
+/// Chunks up to this are copied. A thread that lets go of Python's objects without the GIL holds a lock of PyO3's for a
+/// moment; with many small ones it would hold it often, and a fork just then would leave it held in the child for ever.
+const COPIED_BYTES_MAX: usize = 1 << 20;
+
 /// A snapshot that the application is asked for. Private: see `aioraft._snapshots`.
 ///
 /// May be used from any thread of its process. What is written after the snapshot has failed, or its node has ended,
@@ -75,12 +79,15 @@ impl Capture {
         self.inner.open(if chunked { Form::Chunks } else { Form::Bytes });
     }
 
-    /// Hand over a chunk, which is kept alive and not copied. Never blocks; False if there is no room for more, so that
+    /// Hand over a chunk; a large one is kept alive and not copied. Never blocks; False if there is no room for more, so that
     /// `Core.wait_capture_room` or `wait_room` should come first.
     fn write(&self, chunk: Chunk<'_, '_>) -> PyResult<bool> {
-        let bytes = chunk.0.cast_exact::<PyBytes>()?.to_owned();
+        let bytes = chunk.0.cast_exact::<PyBytes>()?;
+        if bytes.as_bytes().len() <= COPIED_BYTES_MAX {
+            return Ok(self.inner.write(Box::new(bytes.as_bytes().to_vec())));
+        }
         // Released by whoever next holds the GIL, which for exact bytes runs no Python code.
-        Ok(self.inner.write(Box::new(PyBackedBytes::from(bytes))))
+        Ok(self.inner.write(Box::new(PyBackedBytes::from(bytes.to_owned()))))
     }
 
     /// Block until there is room, without the GIL. For other threads than the event loop's.

@@ -22,7 +22,7 @@
 //! | [`echo`], [`echo_store`] | a driver without Raft, to measure the crossing by itself, and where its snapshots lie |
 //!
 //! Two rules hold everywhere here. The driver's threads never take the GIL: nothing that they hold owns a Python
-//! object, except for the exact `bytes` of a snapshot, which they only read, and whose release runs no Python code and
+//! object, except for large `bytes` of a snapshot, which they only read, and whose release runs no Python code and
 //! is left to whoever next holds the GIL. And no Python code runs, not even a deallocation, while [`state`] is locked, because any Python code may
 //! call back into `Core`.
 

@@ -21,9 +21,10 @@ impl State {
 
     /// Out of a snapshot.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let (words, rest) = bytes.as_chunks::<8>();
-        let mut words = words.iter().map(|word| u64::from_le_bytes(*word));
-        let digest = words.next().filter(|_| rest.is_empty())?;
+        let words = bytes.chunks_exact(8);
+        let is_whole = words.remainder().is_empty();
+        let mut words = words.filter_map(|word| word.try_into().ok().map(u64::from_le_bytes));
+        let digest = words.next().filter(|_| is_whole)?;
         Some(Self { digest, objects: Objects::take(&mut words)? })
     }
 }

@@ -44,7 +44,7 @@ class Capture:
         """
     def write(self, /, chunk: bytes) -> bool:
         """
-        Hand over a chunk, which is kept alive and not copied. Never blocks; False if there is no room for more, so that
+        Hand over a chunk; a large one is kept alive and not copied. Never blocks; False if there is no room for more, so that
         `Core.wait_capture_room` or `wait_room` should come first.
         """
 

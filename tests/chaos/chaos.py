@@ -44,6 +44,8 @@ SETTINGS = {
     "heartbeat_interval": ELECTION_TIMEOUT_S / 10,
     "entry_cache_bytes": 64 * 1024,  # so that who lags behind is sent what is on the disk
     "max_unapplied_bytes": 64 * 1024,
+    "snapshot_entries": 300,  # one in a few seconds, and so short a trail that who was away is sent one
+    "snapshot_trail": 20,
 }
 JUDGE = TESTS.parent / "target/release/examples/sim"
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import collections
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import aioraft
-from counting_node import Counts
+from counting_node import Counts, Sequence
 from ledger import Ledger
 
 NOTHING = -1
@@ -80,10 +81,32 @@ class Objects(Counts):
             case "queue":
                 return self._queues[key][0] if self._queues[key] else NOTHING
 
-    def digest(self) -> str:
-        """Name the state, and the sequence of entries that led to it."""
+    def snapshot(self) -> Iterator[bytes]:
+        place = [self.last_index, self._sequence.length, self._sequence.chain.hex()]
+        # Made in front of the first `yield`: what is applied later is not in it.
+        state, calls = json.dumps(self._state()).encode(), json.dumps([self.applied.dump(), self.doubled]).encode()
+        yield json.dumps(place).encode()
+        yield state
+        yield calls
+
+    def restore(self, data: Iterator[bytes]) -> None:
+        (self.last_index, length, chain), state, (applied, self.doubled) = map(json.loads, data)
+        registers, counters, queues = ({int(key): value for key, value in part.items()} for part in state)
+        self._sequence = Sequence(length, bytes.fromhex(chain))
+        self.applied = Ledger.load(applied)
+        self._registers = registers
+        self._counters.clear()
+        self._counters.update(counters)
+        self._queues.clear()
+        self._queues.update((key, collections.deque(queue)) for key, queue in queues.items())
+
+    def _state(self) -> list[dict[int, Any]]:
         # Objects that were read only are on this replica alone.
         queues = {key: list(queue) for key, queue in self._queues.items() if queue}
         counters = {key: value for key, value in self._counters.items() if value}
-        state = json.dumps([self._registers, counters, queues], sort_keys=True).encode()
+        return [self._registers, counters, queues]
+
+    def digest(self) -> str:
+        """Name the state, and the sequence of entries that led to it."""
+        state = json.dumps(self._state(), sort_keys=True).encode()
         return f"{hashlib.blake2b(state, digest_size=8).hexdigest()} {self._sequence.digest()}"

@@ -125,6 +125,9 @@ class Replica:
             answer = {"answer": await self._skills[do](**arguments)}
         except aioraft.RaftError as error:
             answer = {"error": repr(error)}
+        except Exception as error:
+            say({"ask": ask, "error": repr(error)})  # so that nobody waits for an answer in vain
+            raise
         self._say_fates()
         say({"ask": ask, **answer})
 

@@ -241,7 +241,7 @@ class Processes:
 
     program = HERE / "counting_node.py"
     deadline_s = DEADLINE_S
-    succeeded = (ACKNOWLEDGED,)
+    succeeded: tuple[str, ...] = (ACKNOWLEDGED,)
     """Ends that a command has whose process lives."""
 
     def __init__(self, folder: pathlib.Path, members: dict[int, str], seed: int, settings: dict[str, Any]) -> None:

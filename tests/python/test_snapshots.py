@@ -6,7 +6,9 @@ import asyncio
 import dataclasses
 import functools
 import logging
+import os
 import pathlib
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -52,7 +54,9 @@ class InThread(Counting):
     form = staticmethod(lambda state: lambda: state)
 
 
-def node(folder: pathlib.Path, members: dict[int, str], machine: Adder, **settings: Any) -> aioraft.Node[int]:
+def node(
+    folder: pathlib.Path, members: dict[int, str], machine: aioraft.StateMachine[int], **settings: Any
+) -> aioraft.Node[int]:
     config = aioraft.Config(**(QUICK | settings))
     return aioraft.Node(id=1, members=members, data_dir=folder, state_machine=machine, config=config)
 
@@ -224,3 +228,74 @@ async def test_a_follower_that_was_away_too_long_is_sent_the_state(kind: type[Co
         assert isinstance(error, aioraft.Compacted)
         assert await follower.propose(b"1") == 1002
         assert await begin_of_log(follower) >= error.restart
+
+
+@pytest.mark.asyncio
+async def test_what_only_the_snapshot_contains_ends_without_a_result() -> None:
+    config = dataclasses.replace(TEST_CONFIG, snapshot_entries=None, snapshot_trail=0)
+    async with Cluster(3, Counting, config=config) as cluster:
+        leader = await cluster.leader()
+        follower = next(running for running in cluster.nodes if running is not leader)
+        await follower.propose(b"1")
+        # It is heard, and hears nothing: not that its proposal is committed, either.
+        for other in cluster.nodes:
+            if other is not follower:
+                cluster.cut(other.id, follower.id)
+        proposing = asyncio.ensure_future(follower.propose(b"1", timeout=None))
+        await until(lambda: total(leader) == 2, "the leader applies it")
+        index = await leader.snapshot()
+        assert leader.status().first_index == index + 1
+        cluster.heal()
+        error = await outcome(proposing)
+        assert isinstance(error, aioraft.AppliedWithoutResultError)
+        assert error.index <= index
+        assert error.outcome is aioraft.Outcome.APPLIED_WITHOUT_RESULT
+        assert await follower.propose(b"1") == 3
+
+
+def total(node: aioraft.Node[int]) -> int:
+    machine = node.state_machine
+    assert isinstance(machine, Counting)
+    return machine.total
+
+
+LOG_MIB = 256 + 2 * 64
+"""Files of 64 MiB, of which those that hold nothing needed are removed once all have 256 MiB; and the next one."""
+
+
+@pytest.mark.asyncio
+async def test_the_data_directory_stays_bounded(tmp_path: pathlib.Path, members: dict[int, str]) -> None:
+    """`AIORAFT_LOAD_ENTRIES=300000` for a long one; whatever their number, they have 600 MiB or more."""
+    entries = int(os.environ.get("AIORAFT_LOAD_ENTRIES", "10000"))
+    entry_bytes = max(3000, (600 << 20) // entries)
+    chance = random.Random(1)
+    async with node(tmp_path, members, Length(), snapshot_entries=1000, snapshot_trail=100) as running:
+        while await running.propose(b"") < entries:
+            # What can be compressed would take little.
+            await running.propose_many([chance.randbytes(entry_bytes) for _ in range(200)], timeout=None)
+            status = running.status()
+            assert status.log_bytes <= LOG_MIB << 20
+            assert status.last_index - status.first_index < 10_000
+        assert bytes_in(tmp_path) <= LOG_MIB << 20
+        await until(lambda: len(list((tmp_path / "snapshots").iterdir())) == 1, "one snapshot is left")
+
+
+class Length(aioraft.StateMachine[int]):
+    """How many entries it has applied."""
+
+    def __init__(self) -> None:
+        self.length = 0
+
+    def apply(self, entry: aioraft.Entry) -> int:
+        self.length += 1
+        return self.length
+
+    def snapshot(self) -> bytes:
+        return str(self.length).encode()
+
+    def restore(self, data: bytes) -> None:
+        self.length = int(data)
+
+
+def bytes_in(folder: pathlib.Path) -> int:
+    return sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())

@@ -42,6 +42,19 @@ class Tally(Counts):
         self._sequence.add(entry)
         return 1 if is_new else 2
 
+    def snapshot(self) -> Callable[[], bytes]:
+        # Said at once, and put together in a thread.
+        state = (self.last_index, self._sequence.length, self._sequence.chain.hex(), self.applied.dump())
+        return lambda: json.dumps(state).encode()
+
+    def restore(self, data: bytes) -> None:
+        self.last_index, length, chain, applied = json.loads(data)
+        self._sequence = Sequence(length, bytes.fromhex(chain))
+        self.applied = Ledger.load(applied)
+
+    def sequence_so_far(self) -> Sequence:
+        return Sequence(self._sequence.length, self._sequence.chain)
+
 
 class Disturbed(Replica):
     """Proposes, reads and watches without pause, and seldom waits for the end."""
@@ -149,8 +162,17 @@ class Disturbed(Replica):
         """Read everything once, however often the wait for it is cancelled."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._moment_s()):
-                async for entry in self._commits_read:
-                    self._read.add(entry)
+                try:
+                    async for entry in self._commits_read:
+                        self._read.add(entry)
+                except aioraft.Compacted as error:
+                    self._start_over(error)
+
+    def _start_over(self, error: aioraft.Compacted) -> None:
+        """Go on behind what the state machine holds, as the error says that one can."""
+        assert error.restart <= self._tally.last_index
+        self._read = self._tally.sequence_so_far()
+        self._commits_read = self._node.commits(after=self._tally.last_index)
 
     async def _read_a_while(self) -> None:
         """Come, read a little, and stop reading; a hundred that have stopped are kept."""
@@ -158,7 +180,7 @@ class Disturbed(Replica):
         commits = self._node.commits(after=max(0, self._node.status().python_applied - back))
         self._stopped_readers.append(commits)
         last = 0
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, aioraft.Compacted):
             async with asyncio.timeout(self._moment_s()):
                 async for entry in commits:
                     assert entry.index > last, f"commits() gave {entry.index} after {last}"
@@ -201,7 +223,10 @@ class Disturbed(Replica):
     async def _report(self) -> dict[str, Any]:
         await self._node.read_barrier()
         while self._commits_read.position < self._tally.last_index:
-            self._read.add(await anext(self._commits_read))
+            try:
+                self._read.add(await anext(self._commits_read))
+            except aioraft.Compacted as error:
+                self._start_over(error)
         return {
             "applied": self._tally.applied.dump(),
             "sequence": self._tally.sequence(),

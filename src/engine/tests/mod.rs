@@ -40,14 +40,14 @@ pub(super) struct Machine {
     pub disk_stalled: bool,
     /// While set, the application takes nothing and applies nothing.
     pub application_stalled: bool,
-    pub applied: Vec<(u64, Vec<u8>, u64)>,
+    pub applied: Vec<Done>,
     pub resolved: BTreeMap<Token, u64>,
     pub failed: Vec<(Token, Failure)>,
     pub barriers: Vec<(Token, u64)>,
     pub leadership: Leadership,
     pub refused: Vec<Refused>,
     /// Snapshots on its disk: the engine's part, and what the application had applied.
-    pub files: BTreeMap<SnapshotName, (Vec<u8>, Vec<(u64, Vec<u8>, u64)>)>,
+    pub files: Files,
     /// While set, the application takes no snapshots; they come to their end when it is cleared.
     pub captures_stalled: bool,
     pub captured: Vec<SnapshotName>,
@@ -107,7 +107,9 @@ fn bootstrap() -> GroupState {
     state
 }
 
-type Files = BTreeMap<SnapshotName, (Vec<u8>, Vec<(u64, Vec<u8>, u64)>)>;
+/// An entry that the application has applied: index, payload, replicated time.
+type Done = (u64, Vec<u8>, u64);
+type Files = BTreeMap<SnapshotName, (Vec<u8>, Vec<Done>)>;
 
 pub(super) fn named_snapshot(state: &GroupState) -> Option<SnapshotName> {
     state.records.get(files::RECORD).map(|bytes| SnapshotName::decode(bytes.as_slice()).unwrap())

@@ -449,7 +449,8 @@ fn a_snapshot_that_is_not_what_its_message_says_is_refused() {
         metadata.set_conf_state(meta.conf_state.clone());
         message
     };
-    let bad: [(&str, Box<dyn Fn(&mut Message, &mut snapshot::Meta)>); 8] = [
+    type Spoil = Box<dyn Fn(&mut Message, &mut snapshot::Meta)>;
+    let bad: [(&str, Spoil); 8] = [
         ("another sender", Box::new(|message, _| message.from = 2)),
         ("another receiver", Box::new(|message, _| message.to = 2)),
         ("another type", Box::new(|message, _| message.set_msg_type(raft::eraftpb::MessageType::MsgHeartbeat))),
