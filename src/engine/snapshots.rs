@@ -204,7 +204,7 @@ impl Snapshots {
             let late = waiter.deadline_ns <= now_ns;
             if late {
                 let reason = "the snapshot was not ready in time; it is still being taken".into();
-                failed(waiter.token, Failure::Snapshot { reason });
+                failed(waiter.token, Failure::TimedOutUnsent { reason });
             }
             !late
         });

@@ -361,7 +361,7 @@ fn a_call_gets_a_snapshot_of_what_it_had_seen_or_later() {
     world.machine(1).engine.handle_snapshot_call(103, deadline_ns);
     world.poll(1);
     world.tick(1);
-    assert!(matches!(world.machine(1).failed.as_slice(), [(103, Failure::Snapshot { .. })]));
+    assert!(matches!(world.machine(1).failed.as_slice(), [(103, Failure::TimedOutUnsent { .. })]));
 }
 
 #[test]
