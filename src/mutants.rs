@@ -85,8 +85,6 @@ pub enum Mutant {
     NamelessSnapshot,
     /// A log is never compacted.
     NeverCompact,
-    /// What a snapshot was to replace stays in the log (rule D1).
-    KeepStaleSuffix,
     /// An install forgets whom the node voted for (rule D1).
     LoseVoteAtInstall,
     /// The application is given a snapshot before it is installed durably (rule D1).
@@ -104,7 +102,7 @@ pub enum Mutant {
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 46] = [
+    pub const ALL: [Self; 45] = [
         Self::AcknowledgeBeforeFsync,
         Self::AnswerEmptyReadyAtOnce,
         Self::ConfirmOneTooMany,
@@ -144,7 +142,6 @@ impl Mutant {
         Self::SnapshotWithoutSkipped,
         Self::NamelessSnapshot,
         Self::NeverCompact,
-        Self::KeepStaleSuffix,
         Self::LoseVoteAtInstall,
         Self::RestoreTooEarly,
         Self::IgnoreDurable,

@@ -3,7 +3,6 @@
 use raft::eraftpb::Entry;
 
 use super::{GroupState, GroupWrite, StorageError, TermRun};
-use crate::mutants::{self, Mutant};
 
 /// What a write does to the entries that were there before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,8 +74,7 @@ impl GroupState {
         }
         // Raft §7: the entries behind the snapshot are kept if the log holds its last entry. Otherwise none of them
         // may stay: those behind it could carry a term that was overruled.
-        let keeps = mutants::on(Mutant::KeepStaleSuffix) && self.last_index > asked.0;
-        if self.term(asked.0) == Some(asked.1) || keeps {
+        if self.term(asked.0) == Some(asked.1) {
             change.compact_below = Some(asked.0.saturating_add(1));
         } else {
             change.reset = true;
