@@ -342,6 +342,13 @@ fn add_transfers(rng: &mut Rng, nodes: usize, faults: &mut Vec<Scheduled>) {
         let patience = (rng.u32(0..4) > 0).then(|| rng.u64(1..60).pow(2) * MS);
         faults.push(scheduled(at, Fault::Transfer { target, to, patience }));
     }
+    // Some go to a node that stops just then, and the call has no deadline.
+    for _ in 0..*pick(rng, &[0, 0, 0, 2]) {
+        let (at, to) = (rng.u64(5 * SECOND..HEALED - 5 * SECOND), rng.usize(0..nodes));
+        let target = Target::LeaderOr((to + 1) % nodes);
+        faults.push(scheduled(at, Fault::Pause { target: Target::Machine(to), lasts: 4 * SECOND }));
+        faults.push(scheduled(at + MS, Fault::Transfer { target, to: Some(to), patience: None }));
+    }
     faults.sort_by_key(|scheduled| scheduled.at);
 }
 

@@ -105,6 +105,7 @@ impl World {
         let token = self.workload.last;
         let patience = match self.workload.rng.u32(0..10) {
             0 => None,
+            1..=5 if self.plan.troubled_installs => None,
             1 => Some(self.workload.rng.u64(1..100) * MS),
             _ => Some(self.workload.rng.u64(200..8000) * MS),
         };
