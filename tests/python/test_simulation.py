@@ -432,7 +432,6 @@ def test_a_restore_that_does_not_bring_everything_back_is_found() -> None:
         Forgets: "apply is deterministic",  # the results that follow are other ones
         Merges: "restore brings back what snapshot took",
         Fails: "restore brings back what snapshot took",
-        Never: "restore brings back what snapshot took",
         OtherBytes: "replicas agree on the state",
     }
     for kind, check in expected.items():
@@ -440,6 +439,8 @@ def test_a_restore_that_does_not_bring_everything_back_is_found() -> None:
         assert (kind, error.check) == (kind, check), str(error)
     assert "restored from a snapshot" in str(failure(Forgets))
     assert "KeyError('items')" in str(failure(Fails))
+    with pytest.raises(aioraft.ConfigError, match="no restore"):
+        failure(Never)
 
 
 def test_a_snapshot_that_is_no_bytes_is_told() -> None:

@@ -97,7 +97,7 @@ def test_a_failure_tells_the_entry_and_a_seed_that_fails_again(pytester: pytest.
             "*First diverging entry: Entry(index=*, data=b'*",
             "*To run it again: pytest *::test_rare --raft-seed *",
             "*aioraft simulation*",
-            "* client * on machine *",
+            "* node *: *",
             "*aioraft seed*",
         ]
     )
