@@ -52,8 +52,8 @@ class Config:
     snapshot_bytes: int | None = 256 * _MIB
     """A snapshot is taken when the entries applied since the last one have so many bytes; None: not because of that."""
     snapshot_trail: int = 10_000
-    """Entries that stay in the log behind a snapshot, of about `snapshot_bytes` at most: a follower that lacks no more is
-    sent these, not the snapshot."""
+    """Entries that stay in the log behind a snapshot, of about `snapshot_bytes` at most: a follower that lacks no more
+    is sent these, not the snapshot."""
     snapshot_rate: int = 64 * _MIB
     """A leader sends a peer no more bytes of a snapshot in a second."""
     insecure: bool = False
