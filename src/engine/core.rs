@@ -269,13 +269,15 @@ impl Engine {
         meta: Meta,
     ) -> Result<(), Refused> {
         admission::admit_snapshot(&self.raw, from, &message, &name, &meta)?;
-        self.snapshots.arrived = Some((name, meta));
+        let before = self.snapshots.arrived.replace((name, meta));
         // Errors of `step` say that a message came too late to matter.
         let _ = self.raw.step(message);
-        // It is late, or the log holds what it holds: raft-rs makes nothing of it.
-        if self.raw.raft.raft_log.unstable_snapshot().is_none() {
-            self.snapshots.arrived = None;
-        }
+        // raft-rs makes nothing of one that is late, or whose entries are in the log: what it goes on with, if anything,
+        // may be one that came just before.
+        let unstable = self.raw.raft.raft_log.unstable_snapshot().as_ref().map(raft::eraftpb::Snapshot::get_metadata);
+        let place = unstable.map(|metadata| (metadata.index, metadata.term));
+        let arrived = [self.snapshots.arrived.take(), before].into_iter().flatten();
+        self.snapshots.arrived = arrived.into_iter().find(|(name, _)| Some((name.index, name.term)) == place);
         Ok(())
     }
 

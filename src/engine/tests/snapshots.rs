@@ -270,6 +270,37 @@ fn a_node_does_not_campaign_before_what_it_installs_is_durable() {
 }
 
 #[test]
+fn of_two_snapshots_that_arrive_together_the_later_one_is_installed_in_either_order() {
+    for newest_first in [true, false] {
+        let mut world = behind(0);
+        propose(&mut world, 1, 6..9);
+        world.machine(1).engine.handle_snapshot_call(101, u64::MAX);
+        world.tick(3);
+        let term = world.machine(1).engine.status().term;
+        let mut files = world.machine(1).files.clone().into_iter().collect::<Vec<_>>();
+        assert_eq!(files.len(), 2);
+        let newest = files[1].0.index;
+        if newest_first {
+            files.reverse();
+        }
+        for (name, file) in files {
+            let meta = snapshot::Meta::decode(&file.0).unwrap();
+            let mut message = Message { from: 1, to: 3, term, ..Default::default() };
+            message.set_msg_type(raft::eraftpb::MessageType::MsgSnapshot);
+            let metadata = message.mut_snapshot().mut_metadata();
+            (metadata.index, metadata.term) = (name.index, name.term);
+            metadata.set_conf_state(meta.conf_state.clone());
+            world.machine(3).files.insert(name, file);
+            world.machine(3).engine.handle_snapshot(1, message, name, meta).unwrap();
+        }
+        world.settle();
+        assert_eq!(world.machine(3).restored, [newest]);
+        catch_up(&mut world);
+        assert_eq!(world.agreed().len(), 8);
+    }
+}
+
+#[test]
 fn d1_a_vote_survives_an_install() {
     let mut world = behind(0);
     catch_up(&mut world);
