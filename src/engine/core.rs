@@ -1,4 +1,8 @@
-//! The engine itself: raft-rs, and everything round it that must be right.
+//! The engine itself: raft-rs, and everything round it that must be right. Snapshots are in `core/installs.rs`, figures in
+//! `core/status.rs`.
+
+mod installs;
+mod status;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -6,7 +10,7 @@ use std::sync::Arc;
 
 use prost::Message as _;
 use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType};
-use raft::{ProgressState, RawNode, SnapshotStatus, StateRole, Storage};
+use raft::{RawNode, StateRole};
 
 use super::admission::{self, Refused};
 use super::applier::{Applier, HandOut, Origin};
@@ -21,11 +25,12 @@ use super::snapshots::{SnapshotPolicy, Snapshots};
 use super::stragglers::Stragglers;
 use super::time::{Now, Stamper};
 use super::transfer::Transfers;
-use super::Applied;
-use super::{Effect, Failure, Fault, Leadership, NodeId, Rejection, Token, APPLICATION_GROUP, BOOTSTRAP};
+use super::{Applied, Effect, Failure, Fault, Leadership, NodeId, Rejection, Token, APPLICATION_GROUP, BOOTSTRAP};
 use crate::mutants::{self, Mutant};
 use crate::storage::snapshot::SnapshotName;
 use crate::storage::{GroupState, LogReader};
+
+pub use self::status::{EngineStatus, PeerProgress};
 
 /// What raft-rs hands out at once for application.
 const COMMITTED_BYTES_MAX: u64 = 8 << 20;
@@ -258,72 +263,6 @@ impl Engine {
         // Errors of `step` say that a message came too late to matter.
         let _ = self.raw.step(message);
         Ok(())
-    }
-
-    /// A snapshot of the authenticated peer `from` has arrived: the file is whole, and durable; `meta` stands in it.
-    pub fn handle_snapshot(
-        &mut self,
-        from: NodeId,
-        message: Message,
-        name: SnapshotName,
-        meta: Meta,
-    ) -> Result<(), Refused> {
-        admission::admit_snapshot(&self.raw, from, &message, &name, &meta)?;
-        let before = self.snapshots.arrived.replace((name, meta));
-        // Errors of `step` say that a message came too late to matter.
-        let _ = self.raw.step(message);
-        // raft-rs makes nothing of one that is late, or whose entries are in the log: what it goes on with, if anything,
-        // may be one that came just before.
-        let unstable = self.raw.raft.raft_log.unstable_snapshot().as_ref().map(raft::eraftpb::Snapshot::get_metadata);
-        let place = unstable.map(|metadata| (metadata.index, metadata.term));
-        let arrived = [self.snapshots.arrived.take(), before].into_iter().flatten();
-        self.snapshots.arrived = arrived.into_iter().find(|(name, _)| Some((name.index, name.term)) == place);
-        Ok(())
-    }
-
-    /// A snapshot that was to be sent to `to` is whole and durable there, or never will be: raft-rs waits to hear so.
-    pub fn handle_snapshot_sent(&mut self, to: NodeId, is_there: bool) {
-        let status = if is_there { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
-        self.raw.report_snapshot(to, status);
-    }
-
-    /// A call of the application for a snapshot of its state as it is now, or later.
-    pub fn handle_snapshot_call(&mut self, token: Token, deadline_ns: u64) {
-        match self.snapshots.ask(token, self.application_applied, deadline_ns) {
-            Ok(()) => {}
-            Err(Ok(index)) => self.effects.push(Effect::Snapshot { token, index }),
-            Err(Err(failure)) => self.effects.push(Effect::Failed { token, failure }),
-        }
-    }
-
-    /// The snapshot at the marker of `index` ([`HandOut::Capture`]) has come to its end: its file is whole and durable, or
-    /// it could not be taken.
-    pub fn handle_captured(&mut self, index: u64, outcome: Result<SnapshotName, String>) {
-        match outcome {
-            Ok(name) => {
-                if self.snapshots.taken(name) {
-                    self.compact_behind(name);
-                }
-            }
-            Err(reason) => {
-                for token in self.snapshots.failed(index) {
-                    let failure = Failure::Snapshot { reason: reason.clone() };
-                    self.effects.push(Effect::Failed { token, failure });
-                }
-            }
-        }
-    }
-
-    /// The log names this snapshot durably: files of others that are not [`Self::snapshots_in_use`] can go.
-    pub fn handle_recorded(&mut self, name: SnapshotName) {
-        let index = name.index;
-        let answered = self.snapshots.recorded(name);
-        self.effects.extend(answered.into_iter().map(|token| Effect::Snapshot { token, index }));
-    }
-
-    /// Snapshots whose files are needed.
-    pub fn snapshots_in_use(&self) -> Vec<SnapshotName> {
-        self.snapshots.in_use()
     }
 
     /// A message past the guard.
@@ -789,83 +728,6 @@ impl Engine {
         }
     }
 
-    /// A snapshot of another node takes the place of log and replicated state (rules D1, S5).
-    fn install(&mut self, number: u64, place: (u64, u64)) -> Result<SnapshotName, Fault> {
-        let arrived = self.snapshots.arrived.take_if(|(name, _)| (name.index, name.term) == place);
-        let (name, meta) = arrived.ok_or(Fault::StraySnapshot { index: place.0 })?;
-        let conf_state = meta.conf_state.clone();
-        self.stamper.observe(meta.timestamp_ns);
-        let lost = self.applier.install(name, meta)?;
-        self.snapshots.installed(name, conf_state.clone(), self.applier.applied_bytes());
-        let log = self.raw.mut_store();
-        log.install(name.index, name.term);
-        log.set_snapshot(name, conf_state);
-        self.installing = Some(number);
-        let (effects, index) = (&mut self.effects, name.index);
-        let mut failed = |token, failure| effects.push(Effect::Failed { token, failure });
-        self.awaiting_application.retain(|(_, reader)| !lost.contains(&reader.token));
-        for token in lost {
-            failed(token, Failure::AppliedWithoutResult { index });
-        }
-        self.proposals.installed(self.applier.sessions(), index, &mut failed);
-        // The first entry of its last entry's term is in it, and is never applied here.
-        if !mutants::on(Mutant::InstallBeginsNoTerm) {
-            self.proposals.term_began(name.term);
-        }
-        Ok(name)
-    }
-
-    /// Between a snapshot that raft-rs has handed out and its fsync, raft-rs takes everything behind its last applied entry
-    /// for unapplied, looks for it in the log when it campaigns, and panics: the log begins later.
-    fn cannot_campaign(&self) -> bool {
-        self.installing.is_some() && !mutants::on(Mutant::CampaignDuringInstall)
-    }
-
-    fn finish_install(&mut self, number: u64) {
-        if self.installing.take_if(|ready| *ready <= number).is_some() {
-            self.applier.installed();
-            self.advance_applied();
-        }
-    }
-
-    /// Puts a marker into the apply queue if a snapshot is due.
-    fn mark_snapshot(&mut self) {
-        self.snapshots.is_wanted |= self.raw.store().take_snapshot_wanted();
-        let (applied, bytes) = (self.applier.applied(), self.applier.applied_bytes());
-        let is_possible = self.installing.is_none() && !self.applier.is_behind_application();
-        if !is_possible || !self.snapshots.is_due(applied, bytes) {
-            return;
-        }
-        // It is in the log, since nothing behind the last snapshot was compacted.
-        let Ok(term) = self.raw.store().term(applied) else { return };
-        let conf_state = self.raw.raft.prs().conf().to_conf_state();
-        self.snapshots.begin(applied, bytes, conf_state.clone());
-        self.applier.mark(term, conf_state);
-    }
-
-    /// The log begins a trail behind a snapshot that is on this node's disk. The application took that snapshot, so its
-    /// cursor is there or beyond (rule C1).
-    fn compact_behind(&mut self, name: SnapshotName) {
-        let begin = self.raw.store().truncated_index();
-        if self.raw.raft.state != StateRole::Leader {
-            self.stragglers.clear();
-        }
-        let index = self.snapshots.begin_of_trail(name.index);
-        let index = self.stragglers.allow(index).max(begin);
-        let conf_state = self.snapshots.newest().map(|(_, conf_state)| conf_state.clone()).unwrap_or_default();
-        let log = self.raw.mut_store();
-        log.set_snapshot(name, conf_state);
-        let truncated = log.term(index).ok().map(|term| (index, term));
-        let truncated = truncated.filter(|_| index > begin && !mutants::on(Mutant::NeverCompact));
-        if let Some((index, term)) = truncated {
-            log.compact(index, term);
-            self.applier.compacted(index);
-        }
-        let snapshot = Some(name).filter(|_| !mutants::on(Mutant::NamelessSnapshot));
-        let persist = Persist { truncated, snapshot, sync: true, ..Default::default() };
-        self.effects.push(Effect::Persist(persist));
-    }
-
     fn publish_leadership(&mut self) {
         let raft = &self.raw.raft;
         let leader = (raft.leader_id != raft::INVALID_ID).then_some(raft.leader_id);
@@ -920,85 +782,4 @@ fn last_stamp(log: &LogView) -> Result<u64, Fault> {
         end = begin;
     }
     Ok(0)
-}
-
-/// Figures of one group.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct EngineStatus {
-    /// `"leader"`, `"follower"`, `"candidate"` or `"pre-candidate"`.
-    pub role: &'static str,
-    /// Current term.
-    pub term: u64,
-    /// Known leader.
-    pub leader: Option<NodeId>,
-    /// Commit index known here.
-    pub commit: u64,
-    /// The engine's cursor.
-    pub applied: u64,
-    /// Index of the newest snapshot that the log names durably; 0 if there is none.
-    pub snapshot_index: u64,
-    /// Bytes of its file.
-    pub snapshot_bytes: u64,
-    /// First index in the log.
-    pub first_index: u64,
-    /// Last index in the log.
-    pub last_index: u64,
-    /// Replicated time at the engine's cursor, nanoseconds.
-    pub timestamp_ns: u64,
-    /// Proposals of this node not yet applied here.
-    pub pending_proposals: u64,
-    /// Attempts made while an earlier one might still succeed.
-    pub reproposals: u64,
-    /// Log entries skipped because their command was applied before.
-    pub duplicates_skipped: u64,
-    /// The other members; progress is known to the leader only.
-    pub peers: Vec<(NodeId, Option<PeerProgress>)>,
-}
-
-/// What the leader knows of a peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PeerProgress {
-    /// Highest index known to be on its disk.
-    pub matched: u64,
-    /// `"probe"`, `"replicate"` or `"snapshot"`.
-    pub state: &'static str,
-}
-
-impl Engine {
-    /// Figures as of now.
-    pub fn status(&self) -> EngineStatus {
-        let raft = &self.raw.raft;
-        let leads = raft.state == StateRole::Leader;
-        let peers = raft.prs().iter().filter(|(id, _)| **id != self.id).map(|(id, progress)| {
-            let state = match progress.state {
-                ProgressState::Probe => "probe",
-                ProgressState::Replicate => "replicate",
-                ProgressState::Snapshot => "snapshot",
-            };
-            (*id, leads.then_some(PeerProgress { matched: progress.matched, state }))
-        });
-        let mut peers = peers.collect::<Vec<_>>();
-        peers.sort_unstable_by_key(|(id, _)| *id);
-        EngineStatus {
-            role: match raft.state {
-                StateRole::Leader => "leader",
-                StateRole::Follower => "follower",
-                StateRole::Candidate => "candidate",
-                StateRole::PreCandidate => "pre-candidate",
-            },
-            term: raft.term,
-            leader: self.leadership.leader,
-            commit: raft.raft_log.committed,
-            applied: self.applier.applied(),
-            snapshot_index: self.snapshots.durable().map_or(0, |name| name.index),
-            snapshot_bytes: self.snapshots.durable().map_or(0, |name| name.bytes),
-            first_index: self.raw.store().truncated_index() + 1,
-            last_index: raft.raft_log.last_index(),
-            timestamp_ns: self.applier.timestamp_ns(),
-            pending_proposals: self.proposals.len() as u64,
-            reproposals: self.proposals.reproposals(),
-            duplicates_skipped: self.applier.skipped(),
-            peers,
-        }
-    }
 }
