@@ -100,13 +100,17 @@ impl Snapshots {
     /// Where the log may begin behind the snapshot of `index`: a trail of entries before it, but of no more bytes than make
     /// a snapshot due, as far as earlier snapshots tell.
     pub fn begin_of_trail(&mut self, index: u64) -> u64 {
+        let by_entries = index.saturating_sub(self.policy.trail);
+        while self.earlier.front().is_some_and(|point| point.0 <= by_entries) {
+            self.earlier.pop_front();
+        }
         let (_, bytes) = self.since;
         let is_far = |point: &(u64, u64)| bytes.saturating_sub(point.1) >= self.policy.bytes;
         while self.earlier.get(1).is_some_and(is_far) {
             self.earlier.pop_front();
         }
         let by_bytes = self.earlier.front().filter(|point| is_far(point)).map_or(0, |point| point.0);
-        index.saturating_sub(self.policy.trail).max(by_bytes.min(index))
+        by_entries.max(by_bytes.min(index))
     }
 
     /// A tick has passed.
@@ -221,5 +225,23 @@ impl Snapshots {
     /// Nobody waits.
     pub fn is_idle(&self) -> bool {
         self.waiters.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_of_earlier_snapshots_is_bounded_by_the_trail() {
+        let policy = SnapshotPolicy { possible: true, entries: 5, bytes: u64::MAX, trail: 20 };
+        let mut snapshots = Snapshots::new(policy, 1, None);
+        for index in (6..5000).step_by(5) {
+            snapshots.begin(index, 100 * index, ConfState::default());
+            let name = SnapshotName { group: 1, index, term: 1, bytes: 0, checksum: 0 };
+            assert!(snapshots.taken(name));
+            assert_eq!(snapshots.begin_of_trail(index), index.saturating_sub(20));
+            assert!(snapshots.earlier.len() <= 4, "{:?}", snapshots.earlier);
+        }
     }
 }
