@@ -97,12 +97,26 @@ pub enum Mutant {
     AdmitEmptyRead,
     /// It is not noticed that raft-rs has given up a transfer of leadership.
     IgnoreAbortedTransfer,
+    /// The id of a removed member is used again (design decision 9).
+    ReuseId,
+    /// A learner gets a vote though it has not caught up (Raft thesis 4.2.1).
+    PromoteStaleLearner,
+    /// A learner has a vote.
+    CountLearnersVote,
+    /// A snapshot taken in a joint configuration forgets the outgoing voters.
+    DropJointField,
+    /// What a removed member proposed is applied (rule S3).
+    ApplyStrangersCommands,
+    /// A joint configuration is never left.
+    NeverLeaveJoint,
+    /// A copy of a change of the members takes effect once more.
+    RepeatChange,
 }
 
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 45] = [
+    pub const ALL: [Self; 52] = [
         Self::AcknowledgeBeforeFsync,
         Self::AnswerEmptyReadyAtOnce,
         Self::ConfirmOneTooMany,
@@ -148,6 +162,13 @@ impl Mutant {
         Self::SessionsLaterThanCapture,
         Self::AdmitEmptyRead,
         Self::IgnoreAbortedTransfer,
+        Self::ReuseId,
+        Self::PromoteStaleLearner,
+        Self::CountLearnersVote,
+        Self::DropJointField,
+        Self::ApplyStrangersCommands,
+        Self::NeverLeaveJoint,
+        Self::RepeatChange,
     ];
 }
 

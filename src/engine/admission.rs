@@ -77,9 +77,6 @@ pub fn admit_snapshot<S: Storage>(
     if message.from != from || message.to != raft.id || from == raft.id {
         return Err(Refused::Address);
     }
-    if raft.prs().get(from).is_none() {
-        return Err(Refused::Stranger);
-    }
     let snapshot = message.snapshot.as_ref().and_then(|snapshot| snapshot.metadata.as_ref());
     let Some(metadata) = snapshot.filter(|_| message.msg_type == MessageType::MsgSnapshot as i32) else {
         return Err(Refused::Type);
@@ -96,17 +93,24 @@ pub fn admit_snapshot<S: Storage>(
     Ok(())
 }
 
+/// What a member may say to a node that does not know of it yet: one that has not applied that it was added may need it
+/// as its leader, or its vote (Raft thesis 4.1). Who may connect at all is decided elsewhere.
+fn speaks_first(kind: MessageType) -> bool {
+    use MessageType::{MsgAppend, MsgHeartbeat, MsgRequestPreVote, MsgRequestVote, MsgTimeoutNow};
+    matches!(kind, MsgAppend | MsgHeartbeat | MsgRequestVote | MsgRequestPreVote | MsgTimeoutNow)
+}
+
 /// Checks a message of the authenticated peer `from`.
 pub fn admit<S: Storage>(raw: &RawNode<S>, from: NodeId, message: &Message) -> Result<(), Refused> {
     let raft = &raw.raft;
     if message.from != from || message.to != raft.id || from == raft.id {
         return Err(Refused::Address);
     }
-    if raft.prs().get(from).is_none() {
-        return Err(Refused::Stranger);
-    }
     // `get_msg_type` and `get_entry_type` panic on a number that they do not know.
     let kind = MessageType::from_i32(message.msg_type).ok_or(Refused::Type)?;
+    if raft.prs().get(from).is_none() && !speaks_first(kind) {
+        return Err(Refused::Stranger);
+    }
     if message.entries.iter().any(|entry| EntryType::from_i32(entry.entry_type).is_none()) {
         return Err(Refused::Field);
     }

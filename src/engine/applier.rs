@@ -5,10 +5,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use raft::eraftpb::{ConfState, Entry};
+use raft::eraftpb::{ConfState, Entry, EntryType};
 
-use super::command::{Command, Header};
+use super::command::{self, Command, Header};
 use super::log_view::LogView;
+use super::membership::Membership;
 use super::session::{Sessions, Verdict};
 use super::snapshot::Meta;
 use super::{Applied, Fault, NodeId, Token, BOOTSTRAP};
@@ -66,6 +67,7 @@ pub struct Batch {
 pub struct Applier {
     own: Origin,
     sessions: Sessions,
+    membership: Membership,
     timestamp_ns: u64,
     applied: u64,
     /// Indexes of commands that were skipped, ascending: they are skipped again whenever the log is read again.
@@ -103,10 +105,11 @@ fn weight(payload: &Command) -> usize {
 
 impl Applier {
     /// Nothing is applied beyond `index`, where the log begins. `own` is this start of this node.
-    pub fn new(own: Origin, index: u64, fresh_bytes_max: usize) -> Self {
+    pub fn new(own: Origin, index: u64, fresh_bytes_max: usize, founded: Membership) -> Self {
         Self {
             own,
             sessions: Sessions::default(),
+            membership: founded,
             timestamp_ns: 0,
             applied: index,
             skipped: Vec::new(),
@@ -175,6 +178,9 @@ impl Applier {
             true => Sessions::default(),
             false => meta.sessions,
         };
+        if let Some(membership) = meta.membership {
+            self.membership = membership;
+        }
         self.timestamp_ns = meta.timestamp_ns;
         self.skipped = meta.skipped;
         self.applied = index;
@@ -197,6 +203,7 @@ impl Applier {
                 true => Vec::new(),
                 false => self.skipped.clone(),
             },
+            membership: Some(self.membership.clone()),
         };
         self.marker = Some(Marker { index: self.applied, term, meta });
     }
@@ -210,6 +217,28 @@ impl Applier {
     /// Which commands were applied.
     pub fn sessions(&self) -> &Sessions {
         &self.sessions
+    }
+
+    /// Who belongs to the cluster.
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// Who belongs to the cluster, to be changed.
+    pub fn membership_mut(&mut self) -> &mut Membership {
+        &mut self.membership
+    }
+
+    /// `conf` is who votes and learns from the entry at `index` on: whoever has left proposes nothing any more (rule S3).
+    pub fn settle_members(&mut self, conf: &ConfState, index: u64) {
+        for gone in self.membership.settle(conf, index) {
+            self.sessions.remove(gone);
+        }
+    }
+
+    /// `gone` is no member any more.
+    pub fn forget_session(&mut self, gone: NodeId) {
+        self.sessions.remove(gone);
     }
 
     /// Bytes of all commands that this start has applied.
@@ -231,7 +260,7 @@ impl Applier {
     #[cfg(feature = "sim")]
     pub fn digest(&self) -> (u64, u64) {
         use super::inspect::fold;
-        (self.applied, fold(self.sessions.digest(), self.timestamp_ns))
+        (self.applied, fold(fold(self.sessions.digest(), self.timestamp_ns), self.membership.digest()))
     }
 
     /// Words of the session of `origin`; bytes kept for the application, and the largest command among them.
@@ -259,13 +288,8 @@ impl Applier {
         let (index, term) = (entry.index, entry.term);
         let command = Command::from_bytes(entry.data).map_err(|source| Fault::Entry { index, source })?;
         let header = command.header();
-        self.applied_bytes += command.as_bytes().len() as u64;
-        self.timestamp_ns = self.timestamp_ns.max(header.timestamp_ns);
-        let verdict = self.sessions.admit(&header);
-        self.check_own(index, &header, verdict)?;
-        if verdict == Verdict::Skip {
+        if self.admit(index, &command)? == Verdict::Skip {
             self.skipped.push(index);
-            self.duplicates += 1;
             self.pass(index);
             return Ok(());
         }
@@ -286,6 +310,22 @@ impl Applier {
         }
         self.applied = index;
         Ok(())
+    }
+
+    /// Whether the command at `index` takes effect (rules S1 to S3). Time goes on with it in any case.
+    pub fn admit(&mut self, index: u64, command: &Command) -> Result<Verdict, Fault> {
+        let header = command.header();
+        self.applied_bytes += command.as_bytes().len() as u64;
+        self.timestamp_ns = self.timestamp_ns.max(header.timestamp_ns);
+        let is_member = self.membership.members.contains_key(&header.origin);
+        if !is_member && !mutants::on(Mutant::ApplyStrangersCommands) {
+            self.duplicates += 1;
+            return Ok(Verdict::Skip);
+        }
+        let verdict = self.sessions.admit(&header);
+        self.check_own(index, &header, verdict)?;
+        self.duplicates += u64::from(verdict == Verdict::Skip);
+        Ok(verdict)
     }
 
     /// A command in this node's name that this start did not propose, and whose session it takes: from now on whatever
@@ -363,7 +403,11 @@ impl Applier {
     ) -> Result<(Vec<Applied>, u64), Fault> {
         let entries = log.read(after + 1, end + 1, max_bytes)?;
         let through = entries.last().map_or(after, |last| last.index);
-        let commands = entries.into_iter().filter(|entry| !entry.data.is_empty());
+        let is_application = |entry: &Entry| {
+            let is_normal = entry.entry_type == EntryType::EntryNormal as i32;
+            is_normal && !entry.data.is_empty() && !command::is_membership(&entry.data)
+        };
+        let commands = entries.into_iter().filter(is_application);
         let applied = commands
             .filter(|entry| self.skipped.binary_search(&entry.index).is_err() || mutants::on(Mutant::ForgetSkipped));
         let applied = applied.map(|entry| {
@@ -386,6 +430,10 @@ mod tests {
 
     const OWN: Origin = Origin { id: 1, boot: 1, nonce: 0 };
 
+    fn founded() -> Membership {
+        Membership::founded(&[1, 2, 3], &BTreeMap::new())
+    }
+
     fn entry(index: u64, number: u64) -> Entry {
         let mut command = Command::new(&[index as u8; 100]);
         command.set_origin(1, 1, number);
@@ -402,7 +450,7 @@ mod tests {
         let state = GroupState { truncated: (1, 1), last_index: 1, ..Default::default() };
         let mut log = LogView::new(1, state, ConfState::default(), Arc::clone(&memory::open().reader), usize::MAX);
         log.append(1, entries);
-        let mut applier = Applier::new(OWN, 1, fresh_bytes_max);
+        let mut applier = Applier::new(OWN, 1, fresh_bytes_max, founded());
         for entry in entries {
             match entry.data.is_empty() {
                 true => applier.pass(entry.index),
@@ -466,7 +514,7 @@ mod tests {
     #[test]
     fn s2_a_start_that_finds_a_later_one_of_its_node_in_the_log_stops() {
         let own = Origin { id: 1, boot: 5, nonce: 50 };
-        let mut applier = Applier::new(own, 1, 0);
+        let mut applier = Applier::new(own, 1, 0, founded());
         for (index, entry) in [of(1, 4, 40, 2), of(2, 9, 90, 3), of(1, 5, 50, 4)].into_iter().enumerate() {
             assert!(applier.apply(entry, |_| None).is_ok(), "{index}");
         }
@@ -477,10 +525,10 @@ mod tests {
     #[test]
     fn s2_of_two_processes_from_one_directory_the_one_whose_session_is_taken_stops() {
         let own = Origin { id: 1, boot: 5, nonce: 50 };
-        let mut late = Applier::new(own, 1, 0);
+        let mut late = Applier::new(own, 1, 0, founded());
         let error = late.apply(of(1, 5, 51, 2), |_| None).unwrap_err().to_string();
         assert!(error.contains("entry 2") && error.contains("another process"), "{error}");
-        let mut first = Applier::new(own, 1, 0);
+        let mut first = Applier::new(own, 1, 0, founded());
         first.apply(of(1, 5, 50, 2), |_| None).unwrap();
         let nobody = |_: &Header| -> Option<Token> { panic!("the copy's command is applied") };
         first.apply(of(1, 5, 51, 3), nobody).unwrap();
@@ -503,7 +551,7 @@ mod tests {
     fn an_entry_of_a_later_format_stops_the_node() {
         let mut damaged = entry(2, 1);
         damaged.data[0] = 9;
-        let error = Applier::new(OWN, 1, 0).apply(damaged, |_| None).unwrap_err().to_string();
+        let error = Applier::new(OWN, 1, 0, founded()).apply(damaged, |_| None).unwrap_err().to_string();
         assert!(error.contains("entry 2") && error.contains("upgrade"), "{error}");
     }
 }

@@ -31,6 +31,8 @@ pub const VERSION: u8 = 1;
 pub enum Kind {
     /// Bytes for the application's state machine.
     Application = 1,
+    /// Changes of the members ([`super::membership`]).
+    Membership = 2,
 }
 
 /// The decoded header of a command.
@@ -99,6 +101,18 @@ impl Command {
         Self(bytes)
     }
 
+    /// Changes of the members, encoded, behind a blank header.
+    pub fn membership(changes: &[u8]) -> Self {
+        let mut command = Self::new(changes);
+        command.0[1] = Kind::Membership as u8;
+        command
+    }
+
+    /// Whether it changes the members, and is none of the application's.
+    pub fn is_membership(&self) -> bool {
+        is_membership(&self.0)
+    }
+
     /// Checks that `bytes` hold a command of a known format.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, CommandError> {
         decode(&bytes)?;
@@ -157,6 +171,11 @@ impl Command {
 const BLANK: Header =
     Header { kind: Kind::Application, origin: 0, boot: 0, number: 0, floor: 0, timestamp_ns: 0, wall_ns: 0, nonce: 0 };
 
+/// Whether an encoded command changes the members.
+pub fn is_membership(bytes: &[u8]) -> bool {
+    bytes.get(1) == Some(&(Kind::Membership as u8))
+}
+
 /// Reads the header of an encoded command.
 pub fn decode(bytes: &[u8]) -> Result<Header, CommandError> {
     if bytes.len() < HEADER_LEN {
@@ -167,6 +186,7 @@ pub fn decode(bytes: &[u8]) -> Result<Header, CommandError> {
     }
     let kind = match bytes[1] {
         1 => Kind::Application,
+        2 => Kind::Membership,
         other => return Err(CommandError::Field { field: "kind", found: u64::from(other) }),
     };
     let extra = u64::from(u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]));

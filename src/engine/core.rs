@@ -1,7 +1,8 @@
 //! The engine itself: raft-rs, and everything round it that must be right. Snapshots are in `core/installs.rs`, figures in
-//! `core/status.rs`.
+//! `core/status.rs`, changes of the members in `core/members.rs`.
 
 mod installs;
+mod members;
 mod status;
 
 use std::borrow::Cow;
@@ -14,8 +15,11 @@ use raft::{RawNode, StateRole};
 
 use super::admission::{self, Refused};
 use super::applier::{Applier, HandOut, Origin};
+use super::changes::Changes;
 use super::command::{self, Command};
+use super::formation::Identities;
 use super::log_view::LogView;
+use super::membership::Membership;
 use super::patience::{self, Patience};
 use super::persist::{Persist, PersistQueue};
 use super::proposals::Proposals;
@@ -51,6 +55,8 @@ pub struct Settings {
     pub nonce: u64,
     /// The voters at the bootstrap.
     pub voters: Vec<NodeId>,
+    /// Their identities, where the cluster is formed.
+    pub identities: Identities,
     /// Ticks without a leader before an election; drawn between this and twice this.
     pub election_ticks: usize,
     /// Random at every start, so that two nodes do not campaign in step again and again: election timeouts are drawn
@@ -113,6 +119,7 @@ pub struct Engine {
     snapshots: Snapshots,
     stragglers: Stragglers,
     transfers: Transfers,
+    changes: Changes,
     /// A snapshot is being installed by this Ready; raft-rs may not hear that it is applied before it is durable.
     installing: Option<u64>,
     /// Calls whose entry or barrier stands, waiting for the application's cursor: (index, reader).
@@ -186,7 +193,8 @@ impl Engine {
         let first_voter = settings.voters.iter().min() == Some(&settings.id);
         let alone = settings.voters == [settings.id];
         let own = Origin { id: settings.id, boot: settings.boot, nonce: settings.nonce };
-        let mut applier = Applier::new(own, begin, settings.max_fresh_bytes);
+        let founded = Membership::founded(&settings.voters, &settings.identities);
+        let mut applier = Applier::new(own, begin, settings.max_fresh_bytes, founded);
         applier.resume(snapshot, durable.map(|(index, _)| index))?;
         Ok(Self {
             id: settings.id,
@@ -202,6 +210,7 @@ impl Engine {
             snapshots: Snapshots::new(settings.snapshots, begin, newest),
             stragglers: Stragglers::new(settings.election_ticks),
             transfers: Transfers::new(settings.id),
+            changes: Changes::new(settings.election_ticks),
             installing: None,
             awaiting_application: VecDeque::new(),
             awaiting_deadline_ns: u64::MAX,
@@ -226,6 +235,7 @@ impl Engine {
         self.snapshots.tick();
         self.stragglers.tick(self.raw.raft.prs());
         self.transfers.tick(self.raw.raft.raft_log.committed);
+        self.tick_members();
         if self.commit_unsaved {
             self.commit_unsaved = false;
             let hard_state = Some(self.raw.store().hard_state().clone());
@@ -256,6 +266,9 @@ impl Engine {
 
     /// A message of the authenticated peer `from`.
     pub fn handle_message(&mut self, from: NodeId, message: Message) -> Result<(), Refused> {
+        if self.applier.membership().retired.contains(from) {
+            return Err(Refused::Stranger);
+        }
         admission::admit(&self.raw, from, &message)?;
         if message.msg_type == MessageType::MsgTimeoutNow as i32 && self.cannot_campaign() {
             return Err(Refused::Installing);
@@ -269,6 +282,12 @@ impl Engine {
     #[cfg(test)]
     pub fn step_unguarded(&mut self, message: Message) {
         let _ = self.raw.step(message);
+    }
+
+    /// Appends as the leader, past the guards.
+    #[cfg(test)]
+    pub fn append_for_test(&mut self, entry: Entry) -> bool {
+        self.append_entries(vec![entry])
     }
 
     /// The persist thread has written everything up to this Ready.
@@ -297,6 +316,9 @@ impl Engine {
     pub fn handle_rejection(&mut self, from: NodeId, rejection: &Rejection) {
         for number in &rejection.numbers {
             self.proposals.refused(rejection.boot, *number, from);
+        }
+        if !rejection.reason.is_empty() {
+            self.changes.set_obstacle(Some(rejection.reason.clone()));
         }
         // A former leader's refusal says nothing of the one that leads now.
         self.hold_proposals |= self.raw.raft.leader_id == from;
@@ -368,6 +390,7 @@ impl Engine {
             }
             self.hand_over();
             self.send_proposals(now);
+            self.append_changes(now);
             self.start_read_round();
             if !self.raw.has_ready() {
                 self.has_more = false;
@@ -421,12 +444,14 @@ impl Engine {
     pub fn next_deadline_ns(&self) -> u64 {
         let calls = self.proposals.next_deadline_ns().min(self.reads.next_deadline_ns());
         let others = self.snapshots.next_deadline_ns().min(self.transfers.next_deadline_ns());
+        let others = others.min(self.changes.next_deadline_ns());
         calls.min(self.awaiting_deadline_ns).min(others)
     }
 
     /// Calls of the application that wait for something, or a hand-over of a leader that leaves.
     pub fn has_pending_calls(&self) -> bool {
         let waits = !self.awaiting_application.is_empty() || !self.snapshots.is_idle() || !self.transfers.is_idle();
+        let waits = waits || !self.changes.joint.is_empty();
         self.proposals.len() > 0 || !self.reads.is_empty() || waits
     }
 
@@ -438,6 +463,9 @@ impl Engine {
         self.reads.close(&mut failed);
         self.snapshots.close(&mut failed);
         self.transfers.close(&mut failed);
+        for waiter in self.changes.joint.drain(..) {
+            failed(waiter.token, Failure::Closed);
+        }
         for (_, reader) in self.awaiting_application.drain(..) {
             failed(reader.token, Failure::Closed);
         }
@@ -481,12 +509,25 @@ impl Engine {
             return;
         }
         let [unsent, unread] = self.obstacle();
+        self.let_go_of_changes();
+        let unfit = self.changes.obstacle().map(str::to_owned);
         let effects = &mut self.effects;
         let mut failed = |token, failure| effects.push(Effect::Failed { token, failure });
-        self.proposals.expire(now.boottime_ns, &unsent, &mut failed);
+        let reason = |command: &Command| match &unfit {
+            Some(unfit) if command.is_membership() => unfit.clone(),
+            _ => unsent.to_string(),
+        };
+        self.proposals.expire(now.boottime_ns, reason, &mut failed);
         self.reads.expire(now.boottime_ns, &unread, &mut failed);
         self.snapshots.expire(now.boottime_ns, &mut failed);
         self.transfers.expire(&mut self.raw, now.boottime_ns, &mut failed);
+        self.changes.joint.retain(|waiter| {
+            let late = waiter.deadline_ns <= now.boottime_ns;
+            if late {
+                failed(waiter.token, Failure::TimedOut);
+            }
+            !late
+        });
         if now.boottime_ns < self.awaiting_deadline_ns {
             return;
         }
@@ -531,7 +572,11 @@ impl Engine {
     fn append_own(&mut self, now: Now) {
         while self.proposals.due() > 0 && !self.hold_proposals {
             let (mut commands, mut bytes, limit) = (Vec::new(), 0, self.max_message_bytes);
+            let (changes, id) = (&mut self.changes, self.id);
             self.proposals.send_due(None, self.raw.raft.term, |command| {
+                if command.is_membership() {
+                    return changes.hold(id, command);
+                }
                 let room = bytes < limit;
                 if room {
                     bytes += command.as_bytes().len() as u64;
@@ -539,6 +584,10 @@ impl Engine {
                 }
                 room
             });
+            if commands.is_empty() {
+                // Changes of the members, which are held; or more of them than can be.
+                return;
+            }
             let numbers = commands.iter().map(|command| command.header().number).collect::<Vec<_>>();
             if !self.append(commands, now) {
                 self.proposals.not_appended(&numbers);
@@ -549,6 +598,16 @@ impl Engine {
 
     fn append_forwarded(&mut self, now: Now) {
         let forwarded = std::mem::take(&mut self.forwarded);
+        let (changes, forwarded) =
+            forwarded.into_iter().partition::<Vec<_>, _>(|forwarded| forwarded.command.is_membership());
+        let (_, too_many) = changes
+            .into_iter()
+            .map(|Forwarded { from, command }| (self.changes.hold(from, command.clone()), Forwarded { from, command }))
+            .partition::<Vec<_>, _>(|(is_held, _)| *is_held);
+        self.reject(
+            too_many.into_iter().map(|(_, forwarded)| forwarded).collect(),
+            "too many changes of the members wait",
+        );
         if forwarded.is_empty() {
             return;
         }
@@ -566,7 +625,11 @@ impl Engine {
             command.set_time(stamp_ns, now.wall_ns);
             Entry { data: command.into_bytes(), ..Default::default() }
         });
-        let mut message = Message { from: self.id, entries: entries.collect(), ..Default::default() };
+        self.append_entries(entries.collect())
+    }
+
+    fn append_entries(&mut self, entries: Vec<Entry>) -> bool {
+        let mut message = Message { from: self.id, entries, ..Default::default() };
         message.set_msg_type(MessageType::MsgPropose);
         // Dropped: a leader transfer is under way, this node was removed, or too much is uncommitted.
         self.raw.raft.step(message).is_ok()
@@ -600,7 +663,9 @@ impl Engine {
             self.stand(readers, index);
             return;
         }
-        if reachable && raft.commit_to_current_term() {
+        // A leader without a vote may have been replaced without a word to it (rule M2).
+        let has_vote = raft.state != StateRole::Leader || raft.prs().conf().voters().contains(self.id);
+        if reachable && has_vote && raft.commit_to_current_term() {
             if let Some(context) = self.reads.start_round() {
                 self.raw.read_index(context);
             }
@@ -632,8 +697,8 @@ impl Engine {
             self.commit_unsaved = true;
         }
         for entry in &entries {
-            if let Some(header) = command::decode(&entry.data).ok().filter(|_| !mutants::on(Mutant::StampFromApplied)) {
-                self.stamper.observe(header.timestamp_ns);
+            if let Some(stamp_ns) = stamp_of(entry).filter(|_| !mutants::on(Mutant::StampFromApplied)) {
+                self.stamper.observe(stamp_ns);
             }
         }
         // Readable before it is durable: raft-rs asks for it from now on.
@@ -696,6 +761,9 @@ impl Engine {
                     self.applier.pass(index);
                     self.proposals.term_began(entry.term);
                 }
+                Some(EntryType::EntryNormal) if command::is_membership(&entry.data) => {
+                    self.apply_change(index, entry.data, None)?;
+                }
                 Some(EntryType::EntryNormal) => {
                     let (proposals, awaiting) = (&mut self.proposals, &mut self.awaiting_application);
                     let earliest_ns = &mut self.awaiting_deadline_ns;
@@ -706,8 +774,10 @@ impl Engine {
                         Some(token)
                     })?;
                 }
-                Some(EntryType::EntryConfChange | EntryType::EntryConfChangeV2) => {
-                    return Err(Fault::Unknown { what: "a membership change", index });
+                // An empty one leaves a joint configuration: it is no entry to be passed over.
+                Some(EntryType::EntryConfChangeV2) => self.apply_conf_change(&entry)?,
+                Some(EntryType::EntryConfChange) => {
+                    return Err(Fault::Unknown { what: "a membership change of the first kind", index });
                 }
                 None => return Err(Fault::Unknown { what: "an entry of an unknown type", index }),
             }
@@ -763,6 +833,13 @@ fn check_durable(state: &GroupState, durable: Option<(u64, u64)>) -> Result<(), 
     Err(Fault::Durable { index, term, found })
 }
 
+/// Its replicated time, if it has one.
+fn stamp_of(entry: &Entry) -> Option<u64> {
+    let context = members::context(entry);
+    let bytes = context.as_deref().unwrap_or(&entry.data);
+    command::decode(bytes).ok().map(|header| header.timestamp_ns)
+}
+
 /// The stamp of the last stamped entry in the log (design decision 8: entries without a stamp inherit).
 fn last_stamp(log: &LogView) -> Result<u64, Fault> {
     let mut end = log.end() + 1;
@@ -773,8 +850,7 @@ fn last_stamp(log: &LogView) -> Result<u64, Fault> {
         while at < end {
             let entries = log.read(at, end, 1 << 20)?;
             at += entries.len().max(1) as u64;
-            let stamps = entries.iter().filter_map(|entry| command::decode(&entry.data).ok());
-            newest = stamps.map(|header| header.timestamp_ns).next_back().or(newest);
+            newest = entries.iter().filter_map(stamp_of).next_back().or(newest);
         }
         if let Some(newest) = newest {
             return Ok(newest);

@@ -6,12 +6,14 @@
 
 mod admission;
 mod applier;
+mod changes;
 pub mod command;
 mod core;
 pub mod formation;
 #[cfg(feature = "sim")]
 mod inspect;
 mod log_view;
+pub mod membership;
 mod patience;
 mod persist;
 mod proposals;
@@ -114,6 +116,17 @@ pub enum Effect {
         /// Who leads.
         leader: NodeId,
     },
+    /// A call for a change of the members is answered: it has taken effect, or was so before.
+    Changed {
+        /// Whose.
+        token: Token,
+        /// Where the change stands in the log.
+        index: u64,
+        /// The ids concerned, in the order of the changes.
+        ids: Vec<NodeId>,
+    },
+    /// Who belongs to the cluster has changed: [`Engine::membership`].
+    Membership,
     /// The leader, the term, or this node's part in it changed.
     Leadership(Leadership),
 }

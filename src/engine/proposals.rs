@@ -338,16 +338,21 @@ impl Proposals {
 
     /// Gives up what is past its deadline. The number is resolved for its origin, so the floor may pass it, and a copy
     /// that reaches the log behind such a floor is skipped everywhere.
-    pub fn expire(&mut self, now_ns: u64, unsent_reason: &str, failed: &mut impl FnMut(Token, Failure)) {
+    pub fn expire(
+        &mut self,
+        now_ns: u64,
+        unsent_reason: impl Fn(&Command) -> String,
+        failed: &mut impl FnMut(Token, Failure),
+    ) {
         if now_ns < self.next_deadline_ns || mutants::on(Mutant::IgnoreDeadlines) {
             return;
         }
         self.fail(
             |deadline_ns| deadline_ns <= now_ns,
             failed,
-            |in_a_log| match in_a_log {
+            |in_a_log, command| match in_a_log {
                 true => Failure::TimedOut,
-                false => Failure::TimedOutUnsent { reason: unsent_reason.to_string() },
+                false => Failure::TimedOutUnsent { reason: unsent_reason(command) },
             },
         );
         let window = self.window.iter().flatten().map(|pending| pending.deadline_ns);
@@ -360,7 +365,7 @@ impl Proposals {
         self.fail(
             |_| true,
             failed,
-            |in_a_log| match in_a_log {
+            |in_a_log, _| match in_a_log {
                 true => Failure::Closed,
                 false => Failure::ClosedUnsent,
             },
@@ -371,19 +376,19 @@ impl Proposals {
         &mut self,
         which: impl Fn(u64) -> bool,
         failed: &mut impl FnMut(Token, Failure),
-        failure: impl Fn(bool) -> Failure,
+        failure: impl Fn(bool, &Command) -> Failure,
     ) {
         for at in 0..self.window.len() {
             if self.window[at].as_ref().is_some_and(|pending| which(pending.deadline_ns)) {
                 if let Some(pending) = self.take(self.floor + at as u64) {
-                    failed(pending.token, failure(pending.may_be_in_a_log()));
+                    failed(pending.token, failure(pending.may_be_in_a_log(), &pending.command));
                 }
             }
         }
         self.waiting.retain(|waiting| {
             let keep = !which(waiting.deadline_ns);
             if !keep {
-                failed(waiting.token, failure(false));
+                failed(waiting.token, failure(false, &waiting.command));
             }
             keep
         });
@@ -427,7 +432,7 @@ mod tests {
 
     fn expire(proposals: &mut Proposals, now_ns: u64) -> Vec<(Token, Failure)> {
         let mut failed = Vec::new();
-        proposals.expire(now_ns, "no leader", &mut |token, failure| failed.push((token, failure)));
+        proposals.expire(now_ns, |_| "no leader".into(), &mut |token, failure| failed.push((token, failure)));
         failed
     }
 

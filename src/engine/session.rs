@@ -72,6 +72,11 @@ impl Sessions {
         session.mark(header.number)
     }
 
+    /// A member has left for good: whatever else it proposed is skipped as a stranger's (rule S3).
+    pub fn remove(&mut self, origin: NodeId) {
+        self.origins.remove(&origin);
+    }
+
     /// All of it, for a snapshot.
     pub fn stored(&self) -> Vec<StoredSession> {
         let stored = self.origins.iter().map(|(origin, session)| {

@@ -3,10 +3,13 @@
 use prost::Message;
 use raft::eraftpb::ConfState;
 
+use super::membership::{Membership, StoredMembership};
 use super::session::{Sessions, StoredSession};
 
 /// The format written by this build.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// Before members could change: they are those that founded the cluster.
+const VERSION_OF_FOUNDERS: u32 = 1;
 
 /// Sessions, members and time as of an index.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -20,6 +23,8 @@ pub struct Meta {
     /// Indexes that were skipped, ascending, from where the log of the node that took the snapshot began: that node
     /// itself may read so far back again (rule C5).
     pub skipped: Vec<u64>,
+    /// What there is to the members beside their votes; `None` in the first format: nothing has changed then.
+    pub membership: Option<Membership>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -34,6 +39,8 @@ struct Stored {
     timestamp_ns: u64,
     #[prost(fixed64, repeated, tag = "5")]
     skipped: Vec<u64>,
+    #[prost(message, optional, tag = "6")]
+    membership: Option<StoredMembership>,
 }
 
 /// Why bytes are not the engine's part of a snapshot.
@@ -58,6 +65,7 @@ impl Meta {
             sessions: self.sessions.stored(),
             timestamp_ns: self.timestamp_ns,
             skipped: self.skipped.clone(),
+            membership: self.membership.as_ref().map(Membership::stored),
         };
         stored.encode_to_vec()
     }
@@ -65,7 +73,7 @@ impl Meta {
     /// Reads what [`Self::encode`] wrote.
     pub fn decode(bytes: &[u8]) -> Result<Self, MetaError> {
         let stored = Stored::decode(bytes).map_err(|_| MetaError::Damaged)?;
-        if stored.version != VERSION {
+        if !(VERSION_OF_FOUNDERS..=VERSION).contains(&stored.version) {
             return Err(MetaError::Version(stored.version));
         }
         let conf_state = stored.conf_state.ok_or(MetaError::Damaged)?;
@@ -73,7 +81,12 @@ impl Meta {
         if !stored.skipped.is_sorted() || !is_sound(&conf_state) {
             return Err(MetaError::Damaged);
         }
-        Ok(Self { conf_state, sessions, timestamp_ns: stored.timestamp_ns, skipped: stored.skipped })
+        let membership = match stored.membership {
+            None if stored.version == VERSION_OF_FOUNDERS => None,
+            None => return Err(MetaError::Damaged),
+            Some(membership) => Some(Membership::from_stored(membership).ok_or(MetaError::Damaged)?),
+        };
+        Ok(Self { conf_state, sessions, timestamp_ns: stored.timestamp_ns, skipped: stored.skipped, membership })
     }
 }
 
@@ -116,13 +129,15 @@ mod tests {
             sessions.admit(&command.header());
         }
         let conf_state = conf(&[1, 2, 4], &[5], &[1, 2, 3], &[3]);
-        let meta = Meta { conf_state, sessions, timestamp_ns: 77, skipped: vec![3, 9] };
+        let membership = Some(Membership::founded(&[1, 2, 4], &[(2, 7)].into()));
+        let meta = Meta { conf_state, sessions, timestamp_ns: 77, skipped: vec![3, 9], membership };
         assert_eq!(Meta::decode(&meta.encode()), Ok(meta));
     }
 
     #[test]
     fn what_raft_rs_could_not_take_and_what_a_newer_build_wrote_is_refused() {
-        let good = Meta { conf_state: conf(&[1, 2], &[3], &[], &[]), ..Default::default() };
+        let membership = Some(Membership::default());
+        let good = Meta { conf_state: conf(&[1, 2], &[3], &[], &[]), membership, ..Default::default() };
         assert!(Meta::decode(&good.encode()).is_ok());
         for bad in [
             conf(&[], &[3], &[], &[]),
@@ -138,8 +153,8 @@ mod tests {
         }
         let unsorted = Meta { skipped: vec![9, 3], ..good.clone() };
         assert_eq!(Meta::decode(&unsorted.encode()), Err(MetaError::Damaged));
-        let newer = Stored { version: 2, ..Default::default() };
-        assert_eq!(Meta::decode(&newer.encode_to_vec()), Err(MetaError::Version(2)));
+        let newer = Stored { version: 3, ..Default::default() };
+        assert_eq!(Meta::decode(&newer.encode_to_vec()), Err(MetaError::Version(3)));
         assert_eq!(Meta::decode(b"\xff\xff"), Err(MetaError::Damaged));
     }
 }

@@ -37,12 +37,22 @@ pub struct Transfers {
     committed: u64,
     /// This node closes, and tries to hand over until then.
     leaves_until: Option<u64>,
+    /// This node is to lose its vote, and hands over to one of these before that.
+    aside: BTreeSet<NodeId>,
 }
 
 impl Transfers {
     /// None under way.
     pub fn new(id: NodeId) -> Self {
-        Self { id, stage: Stage::Idle, calls: Vec::new(), wanted: None, committed: 0, leaves_until: None }
+        Self {
+            id,
+            stage: Stage::Idle,
+            calls: Vec::new(),
+            wanted: None,
+            committed: 0,
+            leaves_until: None,
+            aside: BTreeSet::new(),
+        }
     }
 
     /// A tick has passed.
@@ -120,6 +130,17 @@ impl Transfers {
         self.leaves_until = Some(self.leaves_until.map_or(deadline_ns, |earlier| earlier.min(deadline_ns)));
     }
 
+    /// This node, if it leads, is to hand over to one of `voters`; to nobody any more if there are none.
+    pub fn step_aside(&mut self, voters: BTreeSet<NodeId>) {
+        let is_off = voters.is_empty() && !self.aside.is_empty();
+        self.aside = voters;
+        if is_off && self.calls.is_empty() && self.leaves_until.is_none() {
+            if let Stage::Waiting { .. } = self.stage {
+                self.stage = Stage::Idle;
+            }
+        }
+    }
+
     /// Whom the next leader is to be, if it may not be anybody. A node that leaves takes whoever is there.
     fn named(&self) -> Option<NodeId> {
         self.wanted.filter(|_| self.leaves_until.is_none())
@@ -147,7 +168,8 @@ impl Transfers {
         }
         let raft = &raw.raft;
         let is_leader = raft.state == StateRole::Leader;
-        let leaves = self.leaves_until.is_some() && is_leader && self.stage == Stage::Idle;
+        let leaves = self.leaves_until.is_some() || !self.aside.is_empty();
+        let leaves = leaves && is_leader && self.stage == Stage::Idle;
         if leaves && self.somebody(raw, routes).is_ok() {
             self.stage = Stage::Waiting { term: raw.raft.term };
         }
@@ -199,6 +221,7 @@ impl Transfers {
         let prs = raft.prs();
         let voters = prs.conf().voters().ids();
         let others = voters.iter().filter(|voter| *voter != self.id);
+        let others = others.filter(|voter| self.aside.is_empty() || self.aside.contains(voter));
         let ready = others.filter(|voter| self.named().is_none_or(|named| named == *voter)).filter_map(|voter| {
             let progress = prs.get(voter).filter(|_| routes.contains(&voter))?;
             let is_near = match progress.state {
@@ -238,7 +261,7 @@ impl Transfers {
             }
             !late
         });
-        if self.calls.is_empty() && self.leaves_until.is_none() {
+        if self.calls.is_empty() && self.leaves_until.is_none() && self.aside.is_empty() {
             self.give_up(raw);
         }
     }

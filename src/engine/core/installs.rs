@@ -20,6 +20,9 @@ impl Engine {
         name: SnapshotName,
         meta: Meta,
     ) -> Result<(), Refused> {
+        if self.applier.membership().retired.contains(from) {
+            return Err(Refused::Stranger);
+        }
         admission::admit_snapshot(&self.raw, from, &message, &name, &meta)?;
         let before = self.snapshots.arrived.replace((name, meta));
         // Errors of `step` say that a message came too late to matter.
@@ -90,6 +93,7 @@ impl Engine {
         log.install(name.index, name.term);
         log.set_snapshot(name, conf_state);
         self.installing = Some(number);
+        self.members_installed();
         let (effects, index) = (&mut self.effects, name.index);
         let mut failed = |token, failure| effects.push(Effect::Failed { token, failure });
         self.awaiting_application.retain(|(_, reader)| !lost.contains(&reader.token));

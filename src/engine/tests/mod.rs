@@ -8,6 +8,7 @@ mod elections;
 mod exactly_once;
 mod hostile;
 mod leadership;
+mod members;
 mod outcomes;
 mod pipeline;
 mod reading;
@@ -54,6 +55,7 @@ pub(super) struct Machine {
     pub restored: Vec<u64>,
     pub snapshots: Vec<(Token, u64)>,
     pub transferred: Vec<(Token, NodeId)>,
+    pub changed: Vec<(Token, Vec<NodeId>)>,
 }
 
 /// What travels.
@@ -72,6 +74,7 @@ pub(super) struct World {
     pub cut: BTreeSet<(NodeId, NodeId)>,
     pub now: Now,
     boots: BTreeMap<NodeId, u64>,
+    /// Who founded it.
     members: Vec<NodeId>,
     /// What all nodes are started with.
     pub policy: SnapshotPolicy,
@@ -87,6 +90,7 @@ pub(super) fn settings(id: NodeId, boot: u64, voters: &[NodeId]) -> Settings {
         boot,
         nonce: 100 * id + boot,
         voters: voters.to_vec(),
+        identities: voters.iter().map(|id| (*id, u128::from(*id))).collect(),
         election_ticks: ELECTION_TICKS,
         heartbeat_ticks: 2,
         seed: id,
@@ -160,6 +164,7 @@ fn machine_with(
         restored: Vec::new(),
         snapshots: Vec::new(),
         transferred: Vec::new(),
+        changed: Vec::new(),
     }
 }
 
@@ -189,6 +194,18 @@ impl World {
             world.machines.insert(*id, machine);
         }
         world
+    }
+
+    /// Another node, with an empty log; it is a member when the others say so.
+    pub fn join(&mut self, id: NodeId) {
+        let settings = Settings { snapshots: self.policy, ..settings(id, 1, &self.members) };
+        let mut machine = machine(&settings, bootstrap(), storage::memory::open(), Files::new(), true);
+        for (peer, other) in &mut self.machines {
+            machine.engine.handle_route(*peer);
+            other.engine.handle_route(id);
+        }
+        self.boots.insert(id, 1);
+        self.machines.insert(id, machine);
     }
 
     /// A world that has elected `leader`.
@@ -247,6 +264,8 @@ impl World {
                 }
                 Effect::Snapshot { token, index } => machine.snapshots.push((token, index)),
                 Effect::Transferred { token, leader } => machine.transferred.push((token, leader)),
+                Effect::Changed { token, ids, .. } => machine.changed.push((token, ids)),
+                Effect::Membership => {}
             }
         }
         if !machine.captures_stalled {
@@ -382,7 +401,7 @@ impl World {
     }
 
     pub fn isolate(&mut self, id: NodeId) {
-        for other in self.members.clone() {
+        for other in self.machines.keys().copied().collect::<Vec<_>>() {
             self.cut.extend([(id, other), (other, id)]);
         }
     }
@@ -412,7 +431,7 @@ impl World {
         if durable.is_some() {
             machine.applied = old.applied;
         }
-        for peer in self.members.iter().filter(|peer| **peer != id) {
+        for peer in self.machines.keys() {
             machine.engine.handle_route(*peer);
         }
         self.network.retain(|(from, to, _)| *from != id && *to != id);

@@ -21,10 +21,10 @@ fn a_log_that_ends_before_what_was_committed_is_refused() {
     assert!(start(bootstrap()).is_ok());
 }
 
-/// The end of a joint configuration is an entry without data: it must not pass for the first entry of a term.
+/// Nobody writes changes of the first kind. One without data must not pass for the first entry of a term.
 #[test]
 fn an_entry_of_another_type_stops_the_node_though_it_is_empty() {
-    for entry_type in [EntryType::EntryConfChange as i32, EntryType::EntryConfChangeV2 as i32] {
+    for entry_type in [EntryType::EntryConfChange as i32] {
         let mut world = World::led_by(2, 3);
         let status = world.machine(1).engine.status();
         let (term, index) = (status.term, status.last_index + 1);
