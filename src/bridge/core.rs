@@ -341,6 +341,29 @@ impl Core {
         Ok(future.into())
     }
 
+    /// Change the members, all of `changes` at once. The future resolves with the index of the change and the ids
+    /// concerned, or fails with `MembershipError` or `MembershipTimeoutError`. `timeout` is in seconds; None waits for ever.
+    /// Raises `ReentrantCallError` inside `apply`. Cancelling stops the waiting, not the change.
+    #[pyo3(signature = (changes: "list[MemberChange]", timeout: "float | None"))]
+    fn change_members<'py>(
+        &self,
+        py: Python<'py>,
+        changes: Vec<MemberChange>,
+        timeout: Option<f64>,
+    ) -> PyResult<FutureOf<'py, (u64, Vec<u64>)>> {
+        self.check_call(py)?;
+        let deadline_ns = deadline(timeout)?;
+        let port = self.running(py)?;
+        if is_no_time(timeout) {
+            return Err(errors::no_time_to_change());
+        }
+        let future = self.futures.create(py)?;
+        let token = self.state.lock().waiters.insert(Waiter::Change(future.clone().unbind()));
+        let changes = changes.into_iter().map(|change| change.change).collect();
+        port.inbox.request(Request::Change { token, changes, deadline_ns });
+        Ok(future.into())
+    }
+
     /// Wait until `capture` has room for a chunk, or is over: a future, which never fails.
     fn wait_capture_room<'py>(&self, py: Python<'py>, capture: Py<Capture>) -> PyResult<FutureOf<'py, Nothing>> {
         self.check_owner()?;

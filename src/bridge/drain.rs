@@ -180,6 +180,12 @@ impl Drain<'_> {
                         self.core.futures.resolve(py, future.bind(py), leader);
                     }
                 }
+                Completion::Changed { token, index, ids } => {
+                    let waiter = self.core.state.lock().take_waiter(token);
+                    if let Some(Waiter::Change(future)) = waiter {
+                        self.core.futures.resolve(py, future.bind(py), (index, ids));
+                    }
+                }
                 Completion::Stopped { fatal } => self.core.stopped_by(py, fatal),
             }
         }
@@ -288,6 +294,7 @@ impl Drain<'_> {
             Waiter::Barrier(..) | Waiter::Range(..) => errors::of_read(failure),
             Waiter::Snapshot(..) => errors::of_snapshot(failure),
             Waiter::Transfer(..) => errors::of_transfer(failure),
+            Waiter::Change(..) => errors::of_change(failure),
         };
         self.core.resolve(py, waiter, Err(error));
     }
@@ -394,7 +401,8 @@ impl Core {
             | Waiter::Barrier(future, _)
             | Waiter::Range(future)
             | Waiter::Snapshot(future)
-            | Waiter::Transfer(future) => future.clone_ref(py),
+            | Waiter::Transfer(future)
+            | Waiter::Change(future) => future.clone_ref(py),
             Waiter::Item { group, .. } => match self.state.lock().groups.get_mut(*group) {
                 Some(group) => group.future.clone_ref(py),
                 None => return true,
@@ -410,7 +418,8 @@ impl Core {
             | Waiter::Barrier(future, _)
             | Waiter::Range(future)
             | Waiter::Snapshot(future)
-            | Waiter::Transfer(future) => match outcome {
+            | Waiter::Transfer(future)
+            | Waiter::Change(future) => match outcome {
                 Ok(value) => self.futures.resolve(py, future.bind(py), value),
                 Err(error) => self.futures.fail(py, future.bind(py), error),
             },

@@ -205,7 +205,11 @@ impl Echo {
                     let reason = "the echo has no other node that could lead".into();
                     self.out.push(Completion::Failed { token, failure: Failure::Transfer { reason } });
                 }
-                Request::TransferLeader { token, deadline_ns, .. } => {
+                Request::Change { token, .. } if self.is_alone => {
+                    let reason = "the echo has no members that could change".into();
+                    self.out.push(Completion::Failed { token, failure: Failure::Refused { reason } });
+                }
+                Request::TransferLeader { token, deadline_ns, .. } | Request::Change { token, deadline_ns, .. } => {
                     self.undecided.push(Undecided { token, deadline_ns });
                 }
                 #[cfg(test)]

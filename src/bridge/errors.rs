@@ -6,6 +6,7 @@ use pyo3::import_exception;
 use pyo3::prelude::*;
 
 use super::state::Stake;
+use crate::driver::gate::Ended;
 use crate::driver::port::Failure;
 
 import_exception!(aioraft._errors, RaftError);
@@ -23,6 +24,10 @@ import_exception!(aioraft._errors, SnapshotError);
 import_exception!(aioraft._errors, SnapshotTimeoutError);
 import_exception!(aioraft._errors, TransferError);
 import_exception!(aioraft._errors, TransferTimeoutError);
+import_exception!(aioraft._errors, MembershipError);
+import_exception!(aioraft._errors, MembershipTimeoutError);
+import_exception!(aioraft._errors, RemovedError);
+import_exception!(aioraft._errors, SupersededError);
 import_exception!(aioraft._errors, Compacted);
 import_exception!(aioraft._errors, ReentrantCallError);
 import_exception!(aioraft._errors, WrongLoopError);
@@ -98,6 +103,35 @@ pub fn no_time_to_transfer() -> PyErr {
     TransferTimeoutError::new_err("timeout = 0: no time was left to hand over; give it some seconds")
 }
 
+/// What the waiter of a change of the members gets for `failure`.
+pub fn of_change(failure: Failure) -> PyErr {
+    match failure {
+        Failure::TimedOutUnsent { reason } => MembershipTimeoutError::new_err((
+            format!("the deadline passed, and nothing has changed ({reason}): try again once that is mended"),
+            false,
+        )),
+        Failure::TimedOut => MembershipTimeoutError::new_err((
+            "the deadline passed while the change was under way, so it may take effect, now or later: ask again for the \
+             same change, which is made once",
+            None::<bool>,
+        )),
+        Failure::Refused { reason } => MembershipError::new_err((reason, false)),
+        Failure::AppliedWithoutResult { index } => MembershipError::new_err((
+            format!(
+                "the change was decided at or before index {index}, but this node learned of it from a snapshot: ask again \
+                 for the same change, which is made once"
+            ),
+            None::<bool>,
+        )),
+        other => of_proposal(other),
+    }
+}
+
+/// What a change of the members gets whose timeout has passed before it begins.
+pub fn no_time_to_change() -> PyErr {
+    MembershipTimeoutError::new_err(("timeout = 0: no time was left for the change; give it some seconds", false))
+}
+
 /// What the waiter of a snapshot gets for `failure`.
 pub fn of_snapshot(failure: Failure) -> PyErr {
     match failure {
@@ -122,10 +156,15 @@ pub fn of_start(py: Python<'_>, message: &str, is_misconfigured: bool) -> PyErr 
     stopped(py, message, Stake::Nothing)
 }
 
-/// The node has stopped by itself.
-pub fn stopped(py: Python<'_>, message: &str, stake: Stake) -> PyErr {
+/// The node has stopped by itself; `ended` if it has no part in its cluster any more.
+pub fn stopped(py: Python<'_>, message: &str, ended: Option<Ended>, stake: Stake) -> PyErr {
     let committed = (stake == Stake::Unsent).then_some(false);
-    let error = FatalError::new_err((message.to_owned(), committed));
+    let arguments = (message.to_owned(), committed);
+    let error = match ended {
+        None => FatalError::new_err(arguments),
+        Some(Ended::Removed) => RemovedError::new_err(arguments),
+        Some(Ended::Superseded) => SupersededError::new_err(arguments),
+    };
     if stake == Stake::Nothing {
         if let Err(failed) = error.value(py).setattr("outcome", py.None()) {
             return failed;

@@ -53,6 +53,8 @@ pub enum Waiter {
     Snapshot(Future),
     /// Somebody who wants another node to lead.
     Transfer(Future),
+    /// Somebody who changes the members.
+    Change(Future),
 }
 
 /// The proposals of one `propose_many`.
@@ -255,7 +257,8 @@ impl State {
                 Waiter::Barrier(future, _)
                 | Waiter::Range(future)
                 | Waiter::Snapshot(future)
-                | Waiter::Transfer(future) => {
+                | Waiter::Transfer(future)
+                | Waiter::Change(future) => {
                     futures.push((future, Stake::Nothing));
                 }
                 Waiter::Item { .. } => (),
@@ -280,7 +283,8 @@ impl State {
                 | Waiter::Barrier(future, _)
                 | Waiter::Range(future)
                 | Waiter::Snapshot(future)
-                | Waiter::Transfer(future) => visit.call(future)?,
+                | Waiter::Transfer(future)
+                | Waiter::Change(future) => visit.call(future)?,
                 Waiter::Item { .. } => (),
             }
         }

@@ -16,6 +16,23 @@ use crate::engine::{NodeId, APPLICATION_GROUP};
 use crate::storage::snapshot::SnapshotName;
 use crate::transport::{self, Held, Hello, Refusal, RefusalCode, Role};
 
+/// Why a node has no part in its cluster any more (rule M3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Ended {
+    /// The others have removed it.
+    #[error(
+        "this node was removed from its cluster, and its id is never used again: to have it back, start it with an empty \
+         data directory as a new member"
+    )]
+    Removed,
+    /// The quorum was lost, and the cluster went on without this node.
+    #[error(
+        "this node's cluster was recovered without it, after its quorum was lost: what only this node holds is not part of \
+         the cluster any more; to have the node back, start it with an empty data directory as a new member"
+    )]
+    Superseded,
+}
+
 /// What driver and network both look at, on one thread.
 pub struct Members {
     /// This node, and what it remembers of the others.
@@ -31,6 +48,8 @@ pub struct Members {
     durable: u64,
     /// The number of the record that holds a peer's newest start. Without one, it is durable since before this start.
     let_in_at: BTreeMap<NodeId, u64>,
+    /// This node has no part in the cluster any more.
+    ended: Option<Ended>,
     /// The record has changed: it must be written before anybody new is let in, or it can wait for some time.
     is_due: bool,
     is_changed: bool,
@@ -41,8 +60,27 @@ impl Members {
     pub fn new(record: NodeRecord, held: Held, advertise: String, members: BTreeMap<NodeId, String>) -> Self {
         let formation = Formation::new(record.id, record.identity, members, record.stage.clone());
         let let_in_at = BTreeMap::new();
-        let (handed, durable, is_due, is_changed) = (0, 0, false, false);
-        Self { record, advertise, formation, held, handed, durable, let_in_at, is_due, is_changed }
+        let (handed, durable, ended, is_due, is_changed) = (0, 0, None, false, false);
+        Self { record, advertise, formation, held, handed, durable, let_in_at, ended, is_due, is_changed }
+    }
+
+    /// Why this node has no part in the cluster any more, if that is so.
+    pub fn ended(&self) -> Option<Ended> {
+        self.ended
+    }
+
+    /// Somebody whom this node trusts in that says so.
+    pub fn end(&mut self, why: Ended) {
+        self.ended.get_or_insert(why);
+    }
+
+    /// A peer's report does not fit: perhaps because this node is the one that does not.
+    pub fn note(&mut self, mismatch: &Mismatch) {
+        match mismatch {
+            Mismatch::Removed(id) if *id == self.record.id => self.end(Ended::Removed),
+            Mismatch::Superseded(id) if *id == self.record.id => self.end(Ended::Superseded),
+            _ => {}
+        }
     }
 
     /// The highest boot that was let in of a peer.
@@ -137,7 +175,7 @@ impl transport::Gate for Gate {
         Hello {
             cluster: record.cluster.clone(),
             lineage: if members.formation.is_formed() { lineage(members.formation.stage().identities()) } else { 0 },
-            incarnation: 1,
+            incarnation: members.formation.membership().incarnation,
             from: record.id,
             to,
             identity: record.identity,
@@ -172,8 +210,14 @@ impl transport::Gate for Gate {
             return Err(Refusal::new(RefusalCode::Lineage, Mismatch::Apart.to_string()));
         }
         members.formation.check(hello.from, &report).map_err(|mismatch| {
+            members.note(&mismatch);
+            if members.ended.is_some() {
+                self.driver.notify_one();
+            }
             let code = match mismatch {
-                Mismatch::Stranger(_) => RefusalCode::NotAMember,
+                Mismatch::Removed(id) if id == hello.from => RefusalCode::Removed,
+                Mismatch::Superseded(id) if id == hello.from => RefusalCode::Incarnation,
+                Mismatch::Stranger(_) | Mismatch::Removed(_) | Mismatch::Superseded(_) => RefusalCode::NotAMember,
                 Mismatch::Members { .. } => RefusalCode::Formation,
                 Mismatch::Identity(_) => RefusalCode::Identity,
                 Mismatch::Apart => RefusalCode::Lineage,
@@ -336,7 +380,7 @@ mod tests {
     fn m1_a_peer_whose_directory_was_replaced_before_the_cluster_was_formed_is_let_in() {
         let list = Formation::members_text(&members());
         let said = |identity, nonce| {
-            let formation = Report { identity, members: list.clone(), stage: Stage::Unformed }.encode();
+            let formation = Report::new(identity, list.clone(), Stage::Unformed).encode();
             Hello { from: 2, identity, formation, lineage: 0, ..hello(1, nonce) }
         };
         let gate = gate(1, 1, 1, Stage::Unformed);
@@ -392,7 +436,7 @@ mod tests {
 
     #[test]
     fn m1_whoever_does_not_fit_the_formation_is_refused_for_what_it_is() {
-        let report = |identity, members: &str, stage| Report { identity, members: members.into(), stage }.encode();
+        let report = |identity, members: &str, stage| Report::new(identity, members.into(), stage).encode();
         let from = |from, identity, formation| Hello { from, identity, formation, lineage: 0, ..hello(1, 1) };
         let unformed = gate(1, 1, 1, Stage::Unformed);
         let list = Formation::members_text(&members());

@@ -17,11 +17,11 @@ use tokio::time::Instant;
 use super::capture::{Captures, Outcome};
 use super::clock;
 use super::faults::Arrivals;
-use super::gate::{Gate, Members};
+use super::gate::{Ended, Gate, Members};
 use super::identity::NodeRecord;
 use super::options::Options;
 use super::persister::{End, Persister, Task};
-use super::port::{self, Completion, Fatal, InboxBatch, PeerStatus, Port, Proposal, Request, Status};
+use super::port::{self, Completion, Fatal, InboxBatch, Port, Proposal, Request};
 use super::start::{self, Resumed, StartError, Started};
 use super::witness::Spoken;
 use super::WakeDriver;
@@ -32,7 +32,7 @@ use crate::engine::{
 };
 use crate::storage::snapshot::{SnapshotFile, SnapshotName, SnapshotStore};
 use crate::storage::{Figures, StorageError};
-use crate::transport::{self, Event, Events, Network, Quiet};
+use crate::transport::{self, Event, Events, Network, Quiet, RefusalCode};
 
 /// What the application is handed at once.
 const APPLY_BYTES: usize = 256 << 10;
@@ -58,6 +58,8 @@ enum Stop {
     Fault(#[from] Fault),
     #[error("the test that this node runs in has crashed it")]
     Crashed,
+    #[error(transparent)]
+    Ended(#[from] Ended),
     #[error("the consensus engine panicked, so this node stops and leaves its log as it is; please report this: {0}")]
     Panic(String),
 }
@@ -68,14 +70,19 @@ pub async fn run(mut options: Options, port: Port, wake: Arc<Notify>) -> Option<
     let id = options.id;
     let started = start::start(&mut options);
     let fatal = match started.and_then(|started| Node::new(options, started, port, wake)) {
-        Ok(node) => node.run().await.map(Fatal::here),
-        Err(error) => Some(Fatal { message: error.to_string(), is_misconfigured: error.is_misconfiguration() }),
+        Ok(node) => node.run().await,
+        Err(error) => {
+            Some(Fatal { message: error.to_string(), is_misconfigured: error.is_misconfiguration(), ended: None })
+        }
     };
     if let Some(Fatal { message, .. }) = &fatal {
         tracing::error!(node = id, "{message}");
     }
     fatal
 }
+
+mod membership;
+mod status;
 
 struct Node {
     id: NodeId,
@@ -115,6 +122,10 @@ struct Node {
     told_durable: u64,
     warned_unformed: Instant,
     reported: Instant,
+    /// A change of the members that this node makes by itself is under way.
+    own_change: bool,
+    /// Removed members that are still connected, and until when.
+    leaving: BTreeMap<NodeId, Instant>,
 }
 
 impl Node {
@@ -129,9 +140,7 @@ impl Node {
         let mut network =
             Network::start(listener, options.id, gate.clone(), network_options, events.clone(), snapshots.clone())
                 .map_err(cannot)?;
-        for (peer, address) in start::peers(&options.members, options.id) {
-            network.set_peer(peer, address);
-        }
+        membership::dial(&mut network, &members.borrow(), &options.members);
         let now = Instant::now();
         let completions = vec![Completion::Listening { address: network.local_address() }];
         if let Some(faults) = &options.faults {
@@ -171,6 +180,8 @@ impl Node {
             told_durable: 0,
             warned_unformed: now,
             reported: now,
+            own_change: false,
+            leaving: BTreeMap::new(),
             options,
         };
         let next = node.members.borrow().formation.next_stage();
@@ -182,13 +193,16 @@ impl Node {
     }
 
     /// Goes on until the node is closed (`None`) or must stop.
-    async fn run(mut self) -> Option<String> {
+    async fn run(mut self) -> Option<Fatal> {
         let outcome = loop {
             match catch_unwind(AssertUnwindSafe(|| self.round())) {
                 Ok(Ok(ControlFlow::Continue(()))) => self.wait().await,
                 Ok(Ok(ControlFlow::Break(()))) => break None,
-                Ok(Err(stop)) => break Some(stop.to_string()),
-                Err(panic) => break Some(Stop::Panic(self.panic_text(panic.as_ref())).to_string()),
+                Ok(Err(Stop::Ended(ended))) => {
+                    break Some(Fatal { ended: Some(ended), ..Fatal::here(ended.to_string()) });
+                }
+                Ok(Err(stop)) => break Some(Fatal::here(stop.to_string())),
+                Err(panic) => break Some(Fatal::here(Stop::Panic(self.panic_text(panic.as_ref())).to_string())),
             }
         };
         if outcome.is_none() {
@@ -197,7 +211,8 @@ impl Node {
             }
         }
         self.port.completions.push(&mut self.completions);
-        self.shut_down(outcome.is_none()).await;
+        let in_order = outcome.as_ref().is_none_or(|fatal| fatal.ended.is_some());
+        self.shut_down(in_order).await;
         outcome
     }
 
@@ -256,6 +271,9 @@ impl Node {
         }
         if !self.application_hangs() {
             self.port.completions.push(&mut self.completions);
+        }
+        if let Some(ended) = self.members.borrow().ended() {
+            return Err(ended.into());
         }
         let drained = self.closing.is_some_and(|until| !self.engine.has_pending_calls() || Instant::now() >= until);
         Ok(if drained { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
@@ -442,6 +460,13 @@ impl Node {
             // The gate admits none of another group, nor before the cluster is formed.
             Event::SnapshotReceived { .. } | Event::SnapshotSent { .. } => {}
             // The network has logged it; a message before the cluster is formed is early, not wrong.
+            // Somebody whom this node sought out says that it is out; whoever dials can say anything.
+            Event::Refused { by_us: false, dialled: true, code: RefusalCode::Removed, .. } => {
+                self.members.borrow_mut().end(Ended::Removed);
+            }
+            Event::Refused { by_us: false, dialled: true, code: RefusalCode::Incarnation, .. } => {
+                self.members.borrow_mut().end(Ended::Superseded);
+            }
             Event::Refused { .. } | Event::Raft { .. } => {}
         }
     }
@@ -517,6 +542,7 @@ impl Node {
         match met {
             Ok(next) => self.store_stage(next),
             Err(mismatch) => {
+                self.members.borrow_mut().note(&mismatch);
                 if self.may_say(("mismatch", peer, mismatch.to_string())) {
                     tracing::error!(node = self.id, peer, "node {peer} does not belong to this cluster: {mismatch}");
                 }
@@ -564,7 +590,7 @@ impl Node {
     fn tell_durable(&mut self) {
         let index = self.engine.durable_index();
         if index > std::mem::replace(&mut self.told_durable, index) {
-            for (peer, _) in start::peers(&self.options.members, self.id) {
+            for peer in self.others() {
                 self.network.send_durable(peer, APPLICATION_GROUP, index);
             }
         }
@@ -580,15 +606,14 @@ impl Node {
     }
 
     fn stage_stored(&mut self, stage: Stage) {
-        let (next, report, formed) = {
-            let formation = &mut self.members.borrow_mut().formation;
-            let next = formation.stored(stage);
-            (next, formation.report().encode(), formation.is_formed())
+        let founders = match &stage {
+            Stage::Formed(founders) => Some(founders.clone()),
+            Stage::Unformed | Stage::Prepared(_) => None,
         };
-        for (peer, _) in start::peers(&self.options.members, self.id) {
-            self.network.send_formation(peer, &report);
-        }
-        if formed {
+        let next = self.members.borrow_mut().formation.stored(stage);
+        self.tell_all();
+        if let Some(founders) = founders {
+            self.engine.handle_formed(&founders);
             tracing::info!(node = self.id, "the cluster {:?} is formed", self.options.cluster);
         }
         self.store_stage(next);
@@ -616,6 +641,9 @@ impl Node {
                 }
                 Request::TransferLeader { token, to, deadline_ns } => {
                     self.engine.handle_transfer(token, to, deadline_ns.unwrap_or(u64::MAX));
+                }
+                Request::Change { token, changes, deadline_ns } => {
+                    self.change_members(token, &changes, deadline_ns.unwrap_or(u64::MAX));
                 }
                 Request::Close { drain } => {
                     // Whoever closes at once has no time to hand over.
@@ -647,6 +675,7 @@ impl Node {
         self.watch_disk(self.persister.busy_for(), "has been under way for");
         if self.members.borrow().formation.is_formed() {
             self.engine.handle_tick();
+            self.look_after_members();
         } else {
             self.press_for_formation();
         }
@@ -656,8 +685,7 @@ impl Node {
     fn press_for_formation(&mut self) {
         if self.reported.elapsed() > REPORT_EVERY {
             self.reported = Instant::now();
-            let peers = start::peers(&self.options.members, self.id).map(|(peer, _)| peer).collect::<Vec<_>>();
-            for peer in peers {
+            for peer in self.others() {
                 self.tell_who_i_am(peer);
             }
         }
@@ -695,8 +723,8 @@ impl Node {
         if !self.members.borrow().formation.is_formed() {
             return Some(self.who_is_missing());
         }
-        let peers = start::peers(&self.options.members, self.id);
-        let trouble = peers.filter_map(|(peer, _)| Some(format!("node {peer}: {}", self.trouble(peer)?)));
+        let peers = self.others().into_iter();
+        let trouble = peers.filter_map(|peer| Some(format!("node {peer}: {}", self.trouble(peer)?)));
         let trouble = trouble.collect::<Vec<_>>().join("; ");
         match (trouble.is_empty(), self.engine.leader().0) {
             (true, _) => None,
@@ -729,9 +757,14 @@ impl Node {
                 let rejected = transport::Rejected { boot, numbers, leader, term, reason };
                 self.network.send_rejected(to, APPLICATION_GROUP, &rejected);
             }
+            Effect::Changed { token: membership::OWN, .. } | Effect::Failed { token: membership::OWN, .. } => {
+                self.own_change = false;
+            }
             Effect::Failed { token, failure } => self.completions.push(Completion::Failed { token, failure }),
             Effect::Barrier { token, index } => self.completions.push(Completion::Barrier { token, index }),
             Effect::Transferred { token, leader } => self.completions.push(Completion::Transferred { token, leader }),
+            Effect::Changed { token, index, ids } => self.completions.push(Completion::Changed { token, index, ids }),
+            Effect::Membership => self.follow_members(),
             Effect::Leadership(leadership) => {
                 let (term, leader) = (leadership.term, leadership.leader);
                 let (node, group) = (self.id, APPLICATION_GROUP);
@@ -800,42 +833,6 @@ impl Node {
             }
         }
         Ok(())
-    }
-
-    fn publish_status(&mut self) {
-        let engine = self.engine.status();
-        let members = self.members.borrow();
-        let peers = engine.peers.into_iter().map(|(id, progress)| PeerStatus {
-            id,
-            address: self.network.address_of(id).unwrap_or_default(),
-            connected: self.network.connected(id),
-            trouble: self.trouble(id),
-            matched: progress.map(|progress| progress.matched),
-            state: progress.map(|progress| progress.state),
-        });
-        let status = Status {
-            id: self.id,
-            role: if members.formation.is_formed() { engine.role } else { "forming" },
-            term: engine.term,
-            leader: engine.leader,
-            commit: engine.commit,
-            applied: engine.applied,
-            first_index: engine.first_index,
-            last_index: engine.last_index,
-            snapshot_index: engine.snapshot_index,
-            snapshot_bytes: engine.snapshot_bytes,
-            timestamp_ns: engine.timestamp_ns,
-            boot: members.record.boot,
-            pending_proposals: engine.pending_proposals,
-            reproposals: engine.reproposals,
-            duplicates_skipped: engine.duplicates_skipped,
-            fsyncs: self.figures.fsyncs,
-            fsync_last_ns: self.figures.last_fsync.as_nanos() as u64,
-            fsync_max_ns: self.figures.max_fsync.as_nanos() as u64,
-            log_bytes: self.figures.bytes,
-            peers: peers.collect(),
-        };
-        *self.port.status.lock() = status;
     }
 
     /// Ends both threads' work in bounded time. After a failure it waits less, and writes nothing more.

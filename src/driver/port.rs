@@ -14,7 +14,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::capture::Capture;
+use super::gate::Ended;
 use crate::engine::command::Command;
+use crate::engine::membership::{Change, Metadata};
 use crate::engine::NodeId;
 pub use crate::engine::{Applied, Failure, Leadership, Token};
 use crate::storage::snapshot::SnapshotFile;
@@ -65,6 +67,15 @@ pub enum Request {
         /// When it gives up, in nanoseconds of [`now_ns`]; `None` waits for ever.
         deadline_ns: Option<u64>,
     },
+    /// Change the members, all of this at once ([`Completion::Changed`]).
+    Change {
+        /// Who waits.
+        token: Token,
+        /// What is to change.
+        changes: Vec<Change>,
+        /// When it gives up, in nanoseconds of [`now_ns`]; `None` waits for ever.
+        deadline_ns: Option<u64>,
+    },
     /// Stop. A leader hands over first, for which it takes half of `drain` at most. Calls in flight get `drain` to end,
     /// then fail; [`Completion::Stopped`] is the last completion.
     Close {
@@ -83,12 +94,14 @@ pub struct Fatal {
     pub message: String,
     /// It never ran, because of what it was started with and not because of its disk.
     pub is_misconfigured: bool,
+    /// It has no part in its cluster any more.
+    pub ended: Option<Ended>,
 }
 
 impl Fatal {
     /// What befell the node itself.
     pub fn here(message: String) -> Self {
-        Self { message, is_misconfigured: false }
+        Self { message, is_misconfigured: false, ended: None }
     }
 }
 
@@ -154,6 +167,15 @@ pub enum Completion {
         token: Token,
         /// Who leads.
         leader: NodeId,
+    },
+    /// The answer to [`Request::Change`]: it has taken effect, or was so before.
+    Changed {
+        /// Whose call.
+        token: Token,
+        /// Where the change stands in the log.
+        index: u64,
+        /// The ids concerned, in the order of the changes.
+        ids: Vec<NodeId>,
     },
     /// The newest known leader, and whether this node leads and has applied all that was committed before.
     Leadership(Leadership),
@@ -376,6 +398,10 @@ pub struct Status {
     pub fsync_max_ns: u64,
     /// Bytes of the log's files on disk.
     pub log_bytes: u64,
+    /// Counts removals and recoveries of the cluster (rule M3).
+    pub incarnation: u64,
+    /// Whether this node votes.
+    pub votes: bool,
     /// The others.
     pub peers: Vec<PeerStatus>,
 }
@@ -387,6 +413,10 @@ pub struct PeerStatus {
     pub id: NodeId,
     /// Where it is reached.
     pub address: String,
+    /// Whether it votes; a learner does not.
+    pub votes: bool,
+    /// What its application says of it.
+    pub metadata: Metadata,
     /// A connection is up.
     pub connected: bool,
     /// Why none is, as far as this node knows: one sentence.

@@ -1,7 +1,6 @@
 //! From options to a node that listens: open the log, count the boot up, bind.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -39,10 +38,10 @@ pub enum StartError {
     /// The system has no random numbers.
     #[error("the system's random number generator failed: {0}")]
     Random(getrandom::Error),
-    /// The cluster was formed with other members.
+    /// The cluster is being formed with other members.
     #[error(
-        "the cluster of this data directory was formed by the nodes {formed:?}, but members= lists {listed:?}: list the \
-         same ids (their addresses may change)"
+        "this data directory is forming a cluster of the nodes {formed:?}, but members= lists {listed:?}: list the same ids \
+         until it is formed (their addresses may change)"
     )]
     Members {
         /// Who formed it.
@@ -152,14 +151,17 @@ pub fn resume(options: &Options, opened: Opened, drawn: &Drawn) -> Result<Resume
     let opening = Opening { state, snapshot, durable: options.durable_applied, is_fresh };
     let engine = Engine::new(&settings, opening, reader, &options.logger)?;
     let advertise = options.advertise.clone().or_else(|| options.members.get(&options.id).cloned());
-    let members = Members::new(record, held, advertise.unwrap_or_default(), options.members.clone());
+    let mut members = Members::new(record, held, advertise.unwrap_or_default(), options.members.clone());
+    if members.formation.is_formed() {
+        members.formation.set_membership(engine.membership().clone());
+    }
     Ok(Resumed { engine, writer, snapshots, members: Rc::new(RefCell::new(members)) })
 }
 
-/// `members` only bootstraps: who votes is what was agreed when the cluster was formed. Started with fewer, a node would
-/// be a majority of its own.
+/// `members` only bootstraps: once the cluster is formed, the log says who they are. What a node has stored before that is
+/// final.
 fn check_members(options: &Options, stage: &Stage) -> Result<(), StartError> {
-    let Some(identities) = stage.identities() else { return Ok(()) };
+    let Stage::Prepared(identities) = stage else { return Ok(()) };
     if identities.keys().eq(options.members.keys()) {
         return Ok(());
     }
@@ -199,7 +201,11 @@ fn settings(options: &Options, record: &NodeRecord, drawn: &Drawn) -> Settings {
         id: options.id,
         boot: record.boot,
         nonce: record.nonce,
-        voters: options.members.keys().copied().collect::<Vec<NodeId>>(),
+        voters: match &record.stage {
+            Stage::Formed(founders) => founders.keys().copied().collect(),
+            Stage::Unformed | Stage::Prepared(_) => options.members.keys().copied().collect::<Vec<NodeId>>(),
+        },
+        identities: record.stage.identities().cloned().unwrap_or_default(),
         election_ticks: tuning.election_ticks(),
         seed: drawn.seed,
         heartbeat_ticks: super::options::Tuning::HEARTBEAT_TICKS as usize,
@@ -253,9 +259,4 @@ fn bind(address: &str) -> std::io::Result<TcpListener> {
         }
     }
     Err(last)
-}
-
-/// The members as text.
-pub fn peers(members: &BTreeMap<NodeId, String>, me: NodeId) -> impl Iterator<Item = (NodeId, &String)> {
-    members.iter().filter(move |(id, _)| **id != me).map(|(id, address)| (*id, address))
 }

@@ -194,7 +194,11 @@ impl Applier {
     }
 
     /// A snapshot is wanted of the state as of now; it is taken when the application gets here.
-    pub fn mark(&mut self, term: u64, conf_state: ConfState) {
+    pub fn mark(&mut self, term: u64, mut conf_state: ConfState) {
+        if mutants::on(Mutant::DropJointField) {
+            conf_state.voters_outgoing.clear();
+            conf_state.learners_next.clear();
+        }
         let meta = Meta {
             conf_state,
             sessions: self.sessions.clone(),

@@ -7,12 +7,17 @@
 //!    It will never accept another set.
 //! 2. *Formed*: this node knows that every member has stored that same set. Only now does it vote, acknowledge or campaign.
 //!
+//! Later members come through the log ([`super::membership`]): a formed peer that knows a node's identity as a member's
+//! makes it formed as well. From then on the membership says who may connect; the set that founded the cluster stays what
+//! it is told apart by.
+//!
 //! A node that acts has thus heard from all members that they stored its identity; a quorum of a second set would need
 //! one of them to have stored two. One step would not do: with A, B and C, A and B could form and commit, B be
 //! wiped, and C, which had met A before, form with the new B and outvote A.
 
 use std::collections::BTreeMap;
 
+use super::membership::{Membership, StoredMembership};
 use super::NodeId;
 use crate::mutants::{self, Mutant};
 
@@ -53,6 +58,8 @@ pub struct Report {
     pub members: String,
     /// How far the sender is.
     pub stage: Stage,
+    /// Who belongs to the cluster, as far as a formed sender knows.
+    pub membership: Option<Membership>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -65,9 +72,17 @@ struct WireReport {
     stage: u32,
     #[prost(btree_map = "uint64, bytes", tag = "4")]
     identities: BTreeMap<u64, Vec<u8>>,
+    #[prost(message, optional, tag = "5")]
+    membership: Option<StoredMembership>,
 }
 
 impl Report {
+    /// Of a node that knows of no change of the members.
+    pub fn new(identity: Identity, members: String, stage: Stage) -> Self {
+        let membership = matches!(stage, Stage::Formed(_)).then(|| founded(&stage));
+        Self { identity, members, stage, membership }
+    }
+
     /// The bytes that travel.
     pub fn encode(&self) -> Vec<u8> {
         let (stage, identities) = match &self.stage {
@@ -81,6 +96,7 @@ impl Report {
             members: self.members.clone(),
             stage,
             identities: identities.collect(),
+            membership: self.membership.as_ref().map(Membership::stored),
         };
         prost::Message::encode_to_vec(&report)
     }
@@ -97,7 +113,15 @@ impl Report {
             2 => Stage::Formed(identities),
             _ => return None,
         };
-        Some(Self { identity: identity(report.identity)?, members: report.members, stage })
+        let membership = match report.membership {
+            None => None,
+            Some(membership) => Some(Membership::from_stored(membership)?),
+        };
+        // Whoever is formed says who the members are, and nobody else can.
+        if membership.is_some() != matches!(stage, Stage::Formed(_)) {
+            return None;
+        }
+        Some(Self { identity: identity(report.identity)?, members: report.members, stage, membership })
     }
 }
 
@@ -105,8 +129,17 @@ impl Report {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Mismatch {
     /// Not one of the members.
-    #[error("node {0} is not a member of this cluster")]
+    #[error("node {0} is not a member of this cluster: if it is to be one, add it with add_learner()")]
     Stranger(NodeId),
+    /// Was one, and is one no longer.
+    #[error("node {0} was removed from this cluster: ids are never used again, start it as a new member")]
+    Removed(NodeId),
+    /// Belongs to what the cluster was before it was recovered.
+    #[error(
+        "node {0} belongs to what this cluster was before its quorum was lost and it was recovered: remove its data \
+         directory and start it as a new member"
+    )]
+    Superseded(NodeId),
     /// The two were started with different members.
     #[error(
         "the nodes were started with different members: here [{here}], there [{there}]; start all with the same list"
@@ -135,13 +168,15 @@ pub struct Formation {
     identity: Identity,
     members: BTreeMap<NodeId, String>,
     stage: Stage,
+    /// Of a formed cluster.
+    membership: Membership,
     met: BTreeMap<NodeId, Report>,
 }
 
 impl Formation {
     /// Goes on from a stored stage.
     pub fn new(id: NodeId, identity: Identity, members: BTreeMap<NodeId, String>, stage: Stage) -> Self {
-        let mut formation = Self { id, identity, members, stage, met: BTreeMap::new() };
+        let mut formation = Self { id, identity, members, membership: founded(&stage), stage, met: BTreeMap::new() };
         formation.met.insert(id, formation.report());
         formation
     }
@@ -153,7 +188,36 @@ impl Formation {
 
     /// What to tell peers.
     pub fn report(&self) -> Report {
-        Report { identity: self.identity, members: Self::members_text(&self.members), stage: self.stage.clone() }
+        let is_formed = matches!(self.stage, Stage::Formed(_));
+        Report {
+            identity: self.identity,
+            members: Self::members_text(&self.members),
+            stage: self.stage.clone(),
+            membership: is_formed.then(|| self.membership.clone()),
+        }
+    }
+
+    /// The members have changed.
+    pub fn set_membership(&mut self, membership: Membership) {
+        self.membership = membership;
+    }
+
+    /// Who belongs to the cluster, as far as this node has applied.
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// The ids of all others that this node has to do with.
+    pub fn others(&self) -> Vec<NodeId> {
+        let is_formed = matches!(self.stage, Stage::Formed(_));
+        let members = self.membership.members.keys().filter(|_| is_formed);
+        let listed = self.members.keys().filter(|_| !is_formed);
+        members.chain(listed).copied().filter(|id| *id != self.id).collect()
+    }
+
+    /// A member whose data directory is not known yet, and that has connected as this one.
+    pub fn unbound(&self, peer: NodeId) -> bool {
+        self.membership.members.get(&peer).is_some_and(|member| member.identity == 0)
     }
 
     /// How far this node is.
@@ -179,26 +243,26 @@ impl Formation {
 
     /// Checks what a peer says about itself.
     pub fn check(&self, peer: NodeId, report: &Report) -> Result<(), Mismatch> {
-        if let Some(stored) = self.stage.identities() {
-            match stored.get(&peer) {
-                None => return Err(Mismatch::Stranger(peer)),
-                Some(identity) if *identity != report.identity && !mutants::on(Mutant::AdmitWipedDisk) => {
-                    return Err(Mismatch::Identity(peer));
-                }
-                Some(_) => {}
-            }
-        } else if !self.members.contains_key(&peer) {
-            return Err(Mismatch::Stranger(peer));
+        if let Some(theirs) = &report.membership {
+            self.check_own(peer, theirs)?;
         }
-        if let Some(theirs) = report.stage.identities() {
-            match theirs.get(&self.id) {
-                None => return Err(Mismatch::Stranger(self.id)),
-                Some(identity) if *identity != self.identity && !mutants::on(Mutant::AdmitWipedDisk) => {
-                    return Err(Mismatch::Identity(self.id));
-                }
-                Some(_) => {}
+        match (&self.stage, &report.stage) {
+            (Stage::Formed(_), _) => self.check_peer(peer, report),
+            // A member that came later: it knows this node, so it belongs to the same cluster.
+            (Stage::Prepared(stored), Stage::Formed(_)) if !stored.contains_key(&peer) => Ok(()),
+            (Stage::Prepared(stored), _) => Self::check_identity(stored, peer, report.identity),
+            (Stage::Unformed, Stage::Formed(_)) => Ok(()),
+            (Stage::Unformed, _) if !self.members.contains_key(&peer) => Err(Mismatch::Stranger(peer)),
+            (Stage::Unformed, _) => Ok(()),
+        }?;
+        if let Stage::Prepared(theirs) = &report.stage {
+            // One that is formed, and not yet stored there, is confirmed by whoever is formed.
+            if !matches!(self.stage, Stage::Formed(_)) {
+                Self::check_identity(theirs, self.id, self.identity)?;
             }
-            if self.stage.identities().is_some_and(|ours| ours != theirs) {
+        }
+        if let (Some(ours), Some(theirs)) = (self.stage.identities(), report.stage.identities()) {
+            if ours != theirs {
                 return Err(Mismatch::Apart);
             }
         }
@@ -208,6 +272,64 @@ impl Formation {
             return Err(Mismatch::Members { here, there: report.members.clone() });
         }
         Ok(())
+    }
+
+    fn check_identity(stored: &Identities, node: NodeId, identity: Identity) -> Result<(), Mismatch> {
+        match stored.get(&node) {
+            None => Err(Mismatch::Stranger(node)),
+            Some(known) if *known != identity && !mutants::on(Mutant::AdmitWipedDisk) => Err(Mismatch::Identity(node)),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// What a formed peer knows of this node.
+    fn check_own(&self, peer: NodeId, theirs: &Membership) -> Result<(), Mismatch> {
+        let me = self.id;
+        let known = theirs.members.get(&me).map(|member| member.identity);
+        match known {
+            Some(identity) if identity == self.identity || identity == 0 => return Ok(()),
+            Some(_) if mutants::on(Mutant::AdmitWipedDisk) => return Ok(()),
+            Some(_) => return Err(Mismatch::Identity(me)),
+            None => {}
+        }
+        if !matches!(self.stage, Stage::Formed(_)) {
+            return Err(if theirs.retired.contains(me) { Mismatch::Removed(me) } else { Mismatch::Stranger(me) });
+        }
+        let ours = &self.membership;
+        if theirs.recoveries() > ours.recoveries() {
+            return Err(Mismatch::Superseded(me));
+        }
+        if theirs.recoveries() == ours.recoveries() && theirs.retired.contains(me) {
+            return Err(Mismatch::Removed(me));
+        }
+        // It may lag behind, and not know of this node yet.
+        match theirs.version < ours.version && ours.members.contains_key(&peer) {
+            true => Ok(()),
+            false => Err(Mismatch::Stranger(me)),
+        }
+    }
+
+    /// What this formed node knows of a peer.
+    fn check_peer(&self, peer: NodeId, report: &Report) -> Result<(), Mismatch> {
+        let ours = &self.membership;
+        let superseded = report.membership.as_ref().is_some_and(|theirs| theirs.recoveries() < ours.recoveries());
+        match ours.members.get(&peer) {
+            Some(member) if member.identity == report.identity || member.identity == 0 => return Ok(()),
+            Some(_) if mutants::on(Mutant::AdmitWipedDisk) => return Ok(()),
+            Some(_) => return Err(Mismatch::Identity(peer)),
+            None if superseded => return Err(Mismatch::Superseded(peer)),
+            None if ours.retired.contains(peer) => return Err(Mismatch::Removed(peer)),
+            None => {}
+        }
+        // A member that this node has not heard of yet: whoever knows it as one knows more than this node.
+        let knows_more = report.membership.as_ref().is_some_and(|theirs| {
+            let is_member = theirs.members.get(&peer).is_some_and(|member| member.identity == report.identity);
+            theirs.version > ours.version && is_member
+        });
+        match knows_more {
+            true => Ok(()),
+            false => Err(Mismatch::Stranger(peer)),
+        }
     }
 
     /// Takes a peer's report in. Returns the next stage, if there is one: it must be durable before
@@ -228,13 +350,21 @@ impl Formation {
     /// The stage that what is known allows, if it is another one.
     pub fn next_stage(&self) -> Option<Stage> {
         let reports = || self.members.keys().filter_map(|id| self.met.get(id));
+        // A cluster that is formed counts this node, and this very directory, among its members.
+        let confirmed = self.met.values().find_map(|report| {
+            let own = report.membership.as_ref()?.members.get(&self.id)?;
+            (own.identity == self.identity).then(|| report.stage.identities().cloned()).flatten()
+        });
         match &self.stage {
             Stage::Formed(_) => None,
+            _ if confirmed.is_some() => confirmed.map(Stage::Formed),
             Stage::Prepared(stored) => {
                 let all_stored = reports().filter(|report| report.stage.identities() == Some(stored)).count();
                 let somebody_formed = reports().any(|report| report.stage == Stage::Formed(stored.clone()));
                 (all_stored == self.members.len() || somebody_formed).then(|| Stage::Formed(stored.clone()))
             }
+            // There is a cluster, and this node is to become a member of it: it founds no other.
+            Stage::Unformed if self.met.values().any(|report| report.membership.is_some()) => None,
             Stage::Unformed => {
                 // A peer that has stored a set has met everybody; `check` made sure that this node is in it.
                 if let Some(stored) = reports().find_map(|report| report.stage.identities()) {
@@ -256,10 +386,17 @@ impl Formation {
 
     /// `stage` is durable. Returns the stage after it, if that is possible at once.
     pub fn stored(&mut self, stage: Stage) -> Option<Stage> {
+        self.membership = founded(&stage);
         self.stage = stage;
         self.met.insert(self.id, self.report());
         self.next_stage()
     }
+}
+
+/// The members of a cluster in which nothing has changed since it was formed.
+fn founded(stage: &Stage) -> Membership {
+    let identities = stage.identities().cloned().unwrap_or_default();
+    Membership::founded(&identities.keys().copied().collect::<Vec<_>>(), &identities)
 }
 
 #[cfg(test)]
@@ -367,7 +504,7 @@ mod tests {
     fn a_report_survives_the_wire_and_garbage_is_refused() {
         let stages = [Stage::Unformed, Stage::Prepared([(1, 5)].into()), Stage::Formed([(2, u128::MAX)].into())];
         for stage in stages {
-            let report = Report { identity: 77, members: "1=x".into(), stage };
+            let report = Report::new(77, "1=x".into(), stage);
             assert_eq!(Report::decode(&report.encode()), Some(report));
         }
         assert_eq!(Report::decode(b"\xff\xff\xff"), None);

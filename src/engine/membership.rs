@@ -284,15 +284,6 @@ impl Membership {
         Self { members, version: BOOTSTRAP.0, ..Default::default() }
     }
 
-    /// The founders have met (rule M1).
-    pub fn formed(&mut self, identities: &Identities) {
-        for (id, identity) in identities {
-            if let Some(member) = self.members.get_mut(id).filter(|member| member.identity == 0) {
-                member.identity = *identity;
-            }
-        }
-    }
-
     /// The member with this data directory.
     pub fn of_identity(&self, identity: Identity) -> Option<NodeId> {
         let mut members = self.members.iter();

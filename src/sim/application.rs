@@ -119,6 +119,7 @@ impl World {
             | Completion::Listening { .. }
             | Completion::Capture(_)
             | Completion::Snapshot { .. }
+            | Completion::Changed { .. }
             | Completion::Leadership(_)
             | Completion::Stopped { .. } => {}
         }

@@ -280,6 +280,13 @@ impl World {
             Effect::Transferred { token, leader } => {
                 process.completions.push(Completion::Transferred { token, leader }.into());
             }
+            Effect::Changed { token, index, ids } => {
+                process.completions.push(Completion::Changed { token, index, ids }.into());
+            }
+            Effect::Membership => {
+                let membership = process.engine.membership().clone();
+                process.members.borrow_mut().formation.set_membership(membership);
+            }
             Effect::Leadership(leadership) => {
                 let (term, leader) = (leadership.term, leadership.leader);
                 let numbers = [3, machine as u64, term, leader.unwrap_or(0)];
@@ -405,6 +412,9 @@ fn take_inbox(process: &mut Process, now: Time, boottime_ns: u64) -> Result<(), 
             Request::TransferLeader { token, to, deadline_ns } => {
                 process.engine.handle_transfer(token, to, deadline_ns.unwrap_or(u64::MAX));
             }
+            Request::Change { token, changes, deadline_ns } => {
+                process.engine.handle_change(token, &changes, deadline_ns.unwrap_or(u64::MAX));
+            }
             Request::Close { drain } => {
                 if let Some(share_ns) = hand_over_ns(drain) {
                     process.engine.handle_leaving(boottime_ns.saturating_add(share_ns));
@@ -486,10 +496,17 @@ pub(super) fn store_stage(process: &mut Process, stage: Option<Stage>) {
 }
 
 fn stage_stored(process: &mut Process, stage: Stage) {
+    let founders = match &stage {
+        Stage::Formed(founders) => Some(founders.clone()),
+        Stage::Unformed | Stage::Prepared(_) => None,
+    };
     let (next, report) = {
         let formation = &mut process.members.borrow_mut().formation;
         (formation.stored(stage), formation.report().encode())
     };
+    if let Some(founders) = founders {
+        process.engine.handle_formed(&founders);
+    }
     let peers = process.peers.keys().copied().collect::<Vec<_>>();
     for peer in peers {
         put(process, peer, Packet::Formation(report.clone()));

@@ -126,6 +126,8 @@ pub enum Event {
         peer: NodeId,
         /// We refused it; otherwise it refused us.
         by_us: bool,
+        /// We dialled it, at an address where we expected it.
+        dialled: bool,
         /// For programs.
         code: RefusalCode,
         /// For people.

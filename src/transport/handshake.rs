@@ -119,12 +119,14 @@ pub enum RefusalCode {
     Forgotten,
     /// A snapshot that is not wanted, or cannot be kept.
     Snapshot,
+    /// Was a member, and was removed.
+    Removed,
     /// Any other reason.
     Other(u16),
 }
 
 impl RefusalCode {
-    const NAMED: [Self; 14] = [
+    const NAMED: [Self; 15] = [
         Self::Malformed,
         Self::Version,
         Self::Cluster,
@@ -139,6 +141,7 @@ impl RefusalCode {
         Self::Role,
         Self::Forgotten,
         Self::Snapshot,
+        Self::Removed,
     ];
 
     fn number(self) -> u16 {

@@ -74,6 +74,11 @@ impl Network {
         }
     }
 
+    /// Stops dialling `peer`; a connection that is up stays.
+    pub fn stop_dialling(&mut self, peer: NodeId) {
+        self.peers.stop_dialling(peer);
+    }
+
     /// Stops dialling `peer` and closes its connections. Whether it may come back is up to the gate.
     pub fn remove_peer(&mut self, peer: NodeId) {
         self.peers.remove(peer);

@@ -207,7 +207,7 @@ impl Node {
 
     async fn refused(&mut self) -> (NodeId, bool, RefusalCode, String) {
         self.until("Refused", |event| match event {
-            Event::Refused { peer, by_us, code, reason } => Some((peer, by_us, code, reason)),
+            Event::Refused { peer, by_us, code, reason, .. } => Some((peer, by_us, code, reason)),
             _ => None,
         })
         .await

@@ -159,7 +159,7 @@ impl Peers {
         } else {
             tracing::warn!(node = self.me, peer, %from, ?code, "node {peer} dialled, and refused this node: {reason}");
         }
-        self.events.push(Event::Refused { peer, by_us, code, reason }, 0);
+        self.events.push(Event::Refused { peer, by_us, dialled: false, code, reason }, 0);
     }
 
     /// Logs and tells that a peer and this node, which dialled it, do not fit.
@@ -173,7 +173,7 @@ impl Peers {
         } else {
             tracing::warn!(node = self.me, peer, ?code, "node {peer} refused this node: {reason}");
         }
-        self.events.push(Event::Refused { peer, by_us, code, reason }, 0);
+        self.events.push(Event::Refused { peer, by_us, dialled: true, code, reason }, 0);
     }
 
     /// Logs that something a peer sent is dropped, and tells the peer.
@@ -364,6 +364,19 @@ impl Peers {
     pub fn set_dialer(&self, id: NodeId, dialer: Option<AbortHandle>) {
         if let Some(peer) = self.peers.borrow_mut().get_mut(&id) {
             peer.dialer = dialer;
+        }
+    }
+
+    /// Dials `id` no more; what is connected stays so.
+    pub fn stop_dialling(&self, id: NodeId) {
+        let mut peers = self.peers.borrow_mut();
+        let Some(peer) = peers.get_mut(&id) else { return };
+        if let Some(dialer) = peer.dialer.take() {
+            dialer.abort();
+        }
+        peer.address = None;
+        if peer.route().is_none() {
+            peers.remove(&id);
         }
     }
 

@@ -110,7 +110,7 @@ impl Rig {
             inbox: Arc::new(Inbox::new(Box::new(WakeDriver(wake.clone())))),
             completions: Arc::new(Completions::new(Box::new(NoWake))),
             cursor: Arc::new(Cursor::default()),
-            status: Arc::new(Mutex::new(Status::default())),
+            status: Arc::new(Mutex::new(port::Status::default())),
         };
         let mut started = start::start(&mut options).unwrap();
         let log_fails = Arc::new(AtomicBool::new(false));
@@ -135,7 +135,7 @@ impl Rig {
             nonce: identity as u64,
             role: Role::Peer,
             advertise: String::new(),
-            formation: Report { identity, members, stage }.encode(),
+            formation: Report::new(identity, members, stage).encode(),
             held: Held::default(),
         })
     }
@@ -381,7 +381,7 @@ fn decision_3_a_failed_log_is_named_as_the_reason_of_the_end() {
     run(async {
         let rig = Rig::new(1);
         rig.log_fails.store(true, Ordering::SeqCst);
-        let reason = rig.node.run().await.unwrap();
+        let reason = rig.node.run().await.unwrap().message;
         assert!(reason.contains("the log failed") && reason.contains("the disk is gone"), "{reason}");
     });
 }

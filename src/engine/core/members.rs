@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use prost::Message as _;
-use raft::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType};
+use raft::eraftpb::{
+    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, Message,
+    MessageType,
+};
 use raft::StateRole;
 
 use super::Engine;
@@ -33,9 +36,27 @@ impl Engine {
         }
     }
 
-    /// The founders have met (rule M1): before the first tick.
-    pub fn handle_formed(&mut self, identities: &Identities) {
-        self.applier.membership_mut().formed(identities);
+    /// The cluster is formed, by these (rule M1). To be called before the first tick of a node that was started without
+    /// knowing that, and perhaps with another list: one that joins was not among the founders.
+    pub fn handle_formed(&mut self, founders: &Identities) {
+        let voters = self.conf_state().voters;
+        let kind = |id, kind| {
+            let mut single = ConfChangeSingle { node_id: id, ..Default::default() };
+            single.set_change_type(kind);
+            single
+        };
+        let added = founders.keys().filter(|id| !voters.contains(id)).map(|id| kind(*id, ConfChangeType::AddNode));
+        let removed = voters.iter().filter(|id| !founders.contains_key(id));
+        let changes = added.chain(removed.map(|id| kind(*id, ConfChangeType::RemoveNode))).collect::<Vec<_>>();
+        if !changes.is_empty() {
+            let mut change = ConfChangeV2 { changes, ..Default::default() };
+            change.set_transition(ConfChangeTransition::Explicit);
+            // Nothing is in the log yet, and raft-rs has not begun: it starts with what every log begins with.
+            let entered = self.raw.apply_conf_change(&change);
+            let left = entered.and_then(|_| self.raw.apply_conf_change(&ConfChangeV2::default()));
+            debug_assert!(left.is_ok(), "{left:?}");
+        }
+        *self.applier.membership_mut() = Membership::founded(&founders.keys().copied().collect::<Vec<_>>(), founders);
         self.effects.push(Effect::Membership);
     }
 

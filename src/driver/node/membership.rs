@@ -1,0 +1,135 @@
+//! The driver's part in changes of the members: who is dialled, who is told, and what a node changes by itself.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Node;
+use crate::driver::gate::{Ended, Members};
+use crate::engine::membership::{Change, Membership};
+use crate::engine::{NodeId, Token};
+use crate::transport::Network;
+
+/// Whoever waits for a change that the node makes by itself: nobody. Applications count their tokens up from one.
+pub(super) const OWN: Token = Token::MAX;
+/// How long a change that the node makes by itself is tried for at once.
+const OWN_CHANGE: Duration = Duration::from_secs(5);
+/// How long a removed member gets to hang up, once it was told.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Dials everybody whom this node has to do with: where the log says, or else the list that it was started with.
+pub(super) fn dial(network: &mut Network, members: &Members, listed: &BTreeMap<NodeId, String>) {
+    let membership = members.formation.membership();
+    for peer in members.formation.others() {
+        let known = membership.members.get(&peer).map(|member| &member.address).filter(|address| !address.is_empty());
+        if let Some(address) = known.or_else(|| listed.get(&peer)) {
+            network.set_peer(peer, address);
+        }
+    }
+}
+
+impl Node {
+    /// The ids of all others.
+    pub(super) fn others(&self) -> Vec<NodeId> {
+        self.members.borrow().formation.others()
+    }
+
+    /// Says to everybody how far this node is, and who it takes for the members.
+    pub(super) fn tell_all(&mut self) {
+        let report = self.members.borrow().formation.report().encode();
+        for peer in self.others() {
+            self.network.send_formation(peer, &report);
+        }
+    }
+
+    /// The members have changed.
+    pub(super) fn follow_members(&mut self) {
+        let after = self.engine.membership().clone();
+        let before = {
+            let formation = &mut self.members.borrow_mut().formation;
+            let before = formation.membership().clone();
+            formation.set_membership(after.clone());
+            before
+        };
+        let address = |membership: &Membership, id| membership.members.get(id).map(|member| member.address.clone());
+        for (id, member) in after.members.iter().filter(|(id, _)| **id != self.id) {
+            let is_news = address(&before, id).as_ref() != Some(&member.address);
+            if is_news && !member.address.is_empty() {
+                self.network.set_peer(*id, &member.address);
+            }
+        }
+        // A newcomer hears that it belongs to the cluster, and one that was removed that it does not: it may never learn
+        // of the entry that says so (etcd #796).
+        self.tell_all();
+        let report = self.members.borrow().formation.report().encode();
+        for gone in before.members.keys().filter(|id| !after.members.contains_key(id) && **id != self.id) {
+            tracing::info!(node = self.id, peer = gone, "node {gone} is no member of the cluster any more");
+            self.network.send_formation(*gone, &report);
+            self.network.stop_dialling(*gone);
+            self.leaving.insert(*gone, Instant::now() + FAREWELL);
+        }
+        if self.engine.was_removed() {
+            self.members.borrow_mut().end(Ended::Removed);
+        }
+    }
+
+    /// A call for a change. New members are told where the founders are dialled: the log need not say so before.
+    pub(super) fn change_members(&mut self, token: Token, changes: &[Change], deadline_ns: u64) {
+        if changes.iter().any(|change| matches!(change, Change::AddLearner { .. })) {
+            let unknown = self.engine.membership().members.iter().filter(|(_, member)| member.address.is_empty());
+            let updates = unknown.filter_map(|(id, _)| {
+                let address = if *id == self.id { self.advertised() } else { self.network.address_of(*id)? };
+                let change = Change::Update { id: *id, identity: 0, address: address.clone(), metadata: None };
+                (!address.is_empty()).then_some(change)
+            });
+            let updates = updates.collect::<Vec<_>>();
+            if !updates.is_empty() {
+                self.engine.handle_change(OWN, &updates, deadline_ns);
+            }
+        }
+        self.engine.handle_change(token, changes, deadline_ns);
+    }
+
+    fn advertised(&self) -> String {
+        self.members.borrow().advertise.clone()
+    }
+
+    /// What a node changes by itself, one thing at a time: the leader binds the data directory of a newcomer to its id (rule
+    /// M1), and every node says where it is reached now (design decision 11).
+    pub(super) fn look_after_members(&mut self) {
+        let now = Instant::now();
+        let over = self.leaving.iter().filter(|(_, until)| **until <= now).map(|(id, _)| *id).collect::<Vec<_>>();
+        for gone in over {
+            self.leaving.remove(&gone);
+            self.network.remove_peer(gone);
+        }
+        if self.own_change || self.engine.leader().0.is_none() {
+            return;
+        }
+        let Some(change) = self.newcomer().or_else(|| self.moved()) else { return };
+        self.own_change = true;
+        let deadline_ns = super::clock::boottime_ns().saturating_add(OWN_CHANGE.as_nanos() as u64);
+        self.engine.handle_change(OWN, &[change], deadline_ns);
+    }
+
+    fn newcomer(&self) -> Option<Change> {
+        if self.engine.leader().0 != Some(self.id) {
+            return None;
+        }
+        let members = self.members.borrow();
+        let unbound = members.formation.others().into_iter().filter(|id| members.formation.unbound(*id));
+        let mut met = unbound.filter(|id| self.network.connected(*id)).filter_map(|id| {
+            let identity = members.record.peers.get(&id)?.identity;
+            Some(Change::Update { id, identity, address: String::new(), metadata: None })
+        });
+        met.next()
+    }
+
+    fn moved(&self) -> Option<Change> {
+        let known = &self.engine.membership().members.get(&self.id)?.address;
+        let address = self.advertised();
+        let is_elsewhere = !known.is_empty() && !address.is_empty() && *known != address;
+        is_elsewhere.then_some(Change::Update { id: self.id, identity: 0, address, metadata: None })
+    }
+}
