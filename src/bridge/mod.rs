@@ -16,6 +16,7 @@
 //! | [`faults`] | faults put in on purpose, for tests |
 //! | [`settings`], [`listen_at`], [`payload`], [`status`], [`errors`] | conversions |
 //! | [`hints`] | what the type stubs say |
+//! | [`inspect`] | what a data directory holds, without a node |
 //! | [`logging`] | tracing and slog events on their way to Python's `logging` |
 //! | [`start`] | the one place where the driver is started |
 //! | [`world`] | a simulated cluster whose state machines are Python's |
@@ -51,6 +52,8 @@ pub mod faults;
 pub mod futures;
 #[cfg(feature = "python")]
 pub mod hints;
+#[cfg(feature = "python")]
+pub mod inspect;
 pub mod latch;
 #[cfg(feature = "python")]
 mod lifecycle;
@@ -93,6 +96,8 @@ pub mod _core {
     use super::entry::Entry;
     #[pymodule_export]
     use super::faults::Faults;
+    #[pymodule_export]
+    use super::inspect::inspect;
     #[pymodule_export]
     use super::world::World;
 

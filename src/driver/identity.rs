@@ -138,13 +138,18 @@ impl NodeRecord {
             let (cluster, stage, peers) = (cluster.into(), Stage::Unformed, BTreeMap::new());
             return Ok(Self { id, cluster, identity, boot: 1, nonce, stage, peers });
         };
-        let record = Self::decode(stored).ok_or(RecordError::Unreadable)?;
+        let record = Self::read(stored)?;
         if (record.id, record.cluster.as_str()) != (id, cluster) {
             let (found_id, found_cluster) = (record.id, record.cluster);
             return Err(RecordError::Foreign { found_id, found_cluster, id, cluster: cluster.into() });
         }
         let boot = if mutants::on(Mutant::SameBootAgain) { record.boot } else { record.boot + 1 };
         Ok(Self { boot, nonce, ..record })
+    }
+
+    /// The record as it was stored.
+    pub fn read(stored: &[u8]) -> Result<Self, RecordError> {
+        Self::decode(stored).ok_or(RecordError::Unreadable)
     }
 
     /// The record as the log keeps it: its key and its bytes.

@@ -12,6 +12,7 @@
 //! | `gate` | who may connect |
 //! | `identity` | the node's own record |
 //! | `witness` | what is remembered of a peer, so that a rolled-back one is known |
+//! | [`inspect`] | what a data directory holds, without a node |
 //! | [`clock`] | the only place where clocks are read |
 
 pub mod capture;
@@ -19,6 +20,7 @@ pub mod clock;
 pub mod faults;
 pub(crate) mod gate;
 pub(crate) mod identity;
+pub mod inspect;
 mod node;
 pub mod options;
 pub(crate) mod persister;

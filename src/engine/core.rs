@@ -3,6 +3,7 @@
 
 mod installs;
 mod members;
+mod replicated;
 mod status;
 
 use std::borrow::Cow;
@@ -34,6 +35,7 @@ use crate::mutants::{self, Mutant};
 use crate::storage::snapshot::SnapshotName;
 use crate::storage::{GroupState, LogReader};
 
+pub use self::replicated::Replicated;
 pub use self::status::{EngineStatus, PeerProgress};
 
 /// What raft-rs hands out at once for application.

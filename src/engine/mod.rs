@@ -31,13 +31,13 @@ use raft::eraftpb::Message;
 
 pub use self::admission::Refused;
 pub use self::applier::{Batch as AppliedBatch, HandOut, Marker};
-pub use self::core::{Engine, EngineStatus, Opening, PeerProgress, Settings};
+pub use self::core::{Engine, EngineStatus, Opening, PeerProgress, Replicated, Settings};
 #[cfg(feature = "sim")]
 pub use self::inspect::{Follower, Sizes};
 pub use self::persist::Persist;
 pub use self::proposals::FORWARDED_BYTES_MAX;
 pub use self::reads::Reader;
-pub use self::session::WINDOW;
+pub use self::session::{SessionFigures, WINDOW};
 pub use self::snapshots::SnapshotPolicy;
 pub use self::time::Now;
 use crate::storage::snapshot::SnapshotName;

@@ -38,6 +38,19 @@ pub enum Verdict {
     Skip,
 }
 
+/// What there is to say of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionFigures {
+    /// Whose.
+    pub origin: NodeId,
+    /// The start of that node whose commands count.
+    pub boot: u64,
+    /// Its lowest number that it may send again.
+    pub floor: u64,
+    /// Commands applied from the floor on.
+    pub applied_ahead: u64,
+}
+
 /// All origins' sessions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sessions {
@@ -99,6 +112,15 @@ impl Sessions {
         Some(Self { origins })
     }
 
+    /// A line for each.
+    pub fn figures(&self) -> Vec<SessionFigures> {
+        let figures = self.origins.iter().map(|(origin, session)| {
+            let Session { boot, floor, .. } = *session;
+            SessionFigures { origin: *origin, boot, floor, applied_ahead: session.applied_ahead() }
+        });
+        figures.collect()
+    }
+
     /// Boot and nonce of the start of `origin` whose commands count.
     pub fn start_of(&self, origin: NodeId) -> Option<(u64, u64)> {
         self.origins.get(&origin).map(|session| (session.boot, session.nonce))
@@ -144,6 +166,14 @@ impl Session {
         let passed_words = (floor / 64 - self.floor / 64).min(self.applied.len() as u64);
         self.applied.drain(..passed_words as usize);
         self.floor = floor;
+    }
+
+    /// The first word may still say something of numbers below the floor.
+    fn applied_ahead(&self) -> u64 {
+        let below = (1u64 << (self.floor % 64)) - 1;
+        let first = self.applied.front().map_or(0, |word| word & below);
+        let all: u64 = self.applied.iter().map(|word| u64::from(word.count_ones())).sum();
+        all - u64::from(first.count_ones())
     }
 
     fn has(&self, number: u64) -> bool {
@@ -207,6 +237,18 @@ mod tests {
         let mut sessions = Sessions::default();
         assert_eq!(sessions.admit(&header(1, WINDOW + 7, 7)), Verdict::Skip);
         assert_eq!(sessions.admit(&header(1, WINDOW + 6, 7)), Verdict::Fresh);
+    }
+
+    #[test]
+    fn figures_count_what_was_applied_from_the_floor_on() {
+        let mut sessions = Sessions::default();
+        for number in [3, 5, 60, 70, 200] {
+            sessions.admit(&header(1, number, 1));
+        }
+        sessions.admit(&header(1, 71, 60));
+        let expected = SessionFigures { origin: 1, boot: 1, floor: 60, applied_ahead: 4 };
+        assert_eq!(sessions.figures(), [expected]);
+        assert_eq!(Sessions::default().figures(), []);
     }
 
     #[test]

@@ -13,6 +13,8 @@
 //! | `snapshots/*.snapshot` | whole snapshots; those count that a record in the log names (rule D1) |
 //! | `snapshots/*.part` | what has been written of snapshots that are not whole; names in `../snapshot/file_name.rs` |
 //!
+//! [`open`] is for the node that the directory is for; [`view`] looks at it and changes nothing.
+//!
 //! # What stands in the log
 //!
 //! A batch of ours is one batch of raft-engine's. Entries stand under their group, as a version byte and the entry that
@@ -53,8 +55,10 @@ pub(crate) mod power;
 mod purge;
 mod reader;
 mod records;
+mod scratch;
 mod store;
 mod stored;
+mod view;
 mod writer;
 
 #[cfg(fuzzing)]
@@ -63,6 +67,8 @@ mod anything;
 mod snapshot_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod view_tests;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -81,6 +87,7 @@ use self::purge::PurgePlan;
 use self::reader::DiskReader;
 use self::records::Record;
 use self::store::Store;
+pub use self::view::{view, GuardView, LogContents, View};
 use self::writer::DiskWriter;
 use super::snapshot::{self, DiskFolder};
 use super::{GroupState, Opened, StorageError, MAX_GROUP};
@@ -92,7 +99,7 @@ const SEQUENCE_GROUP: GroupId = GroupId::MAX - 3;
 const NODE_GROUP: GroupId = GroupId::MAX - 4;
 
 /// The directory of the snapshots' files, in the data directory.
-const SNAPSHOTS: &str = "snapshots";
+pub(crate) const SNAPSHOTS: &str = "snapshots";
 
 /// A rewrite queue with no more than this holds nothing but headers.
 const EMPTY_REWRITE_BYTES: u64 = 128;
@@ -167,22 +174,20 @@ fn open_with(dir: &Path, options: Options) -> Result<(DiskWriter, DiskReader, Fo
         directory::write_format(&dir.join("FORMAT"))?;
     }
     let known = guard.get();
-    for (queue, first) in [(Queue::Append, known.append_first), (Queue::Rewrite, known.rewrite_first)] {
-        listing.check_whole(&log, queue, first)?;
-        listing.check_headers(&log, queue)?;
-    }
-    if listing.append.is_empty() && known.sequence > 0 {
-        return Err(StorageError::LostTail { file: log, expected: known.sequence, found: 0 });
-    }
+    check_files(&log, &listing, known)?;
     // A directory of before there were snapshots has none.
     directory::create(&dir.join(SNAPSHOTS))?;
     directory::create(&log)?;
 
     let files = LogFiles::new(Arc::new(Mutex::new(guard)));
     cut_torn_batches(&log, &listing, &files)?;
-    let engine = open_engine(&log, &files, options)?;
-    let store = Store::new(engine, lock, files, &log);
-    let found = check(&store, &listing, known)?;
+    let engine = open_engine(&log, &log, &files, options)?;
+    let store = Store::new(engine, Some(lock), files, &log);
+    let sequence = check_tail(&store, &listing, known)?;
+    for cut in store.files.cuts() {
+        tracing::info!(file = %cut.path.display(), bytes = cut.bytes, "cut the unfinished end of the log");
+    }
+    let found = read_records(&store, sequence)?;
 
     // It is all there: now, and not before, the files may be touched.
     store.files.settle()?;
@@ -206,6 +211,18 @@ fn open_guard(path: &Path, has_format: bool, listing: &Listing) -> Result<GuardF
     }
 }
 
+/// What can be said of the files before raft-engine sees them.
+fn check_files(log: &Path, listing: &Listing, known: Guard) -> Result<(), StorageError> {
+    for (queue, first) in [(Queue::Append, known.append_first), (Queue::Rewrite, known.rewrite_first)] {
+        listing.check_whole(log, queue, first)?;
+        listing.check_headers(log, queue)?;
+    }
+    if listing.append.is_empty() && known.sequence > 0 {
+        return Err(StorageError::LostTail { file: log.to_path_buf(), expected: known.sequence, found: 0 });
+    }
+    Ok(())
+}
+
 /// Only the newest file of a queue can hold what no fsync has covered.
 fn cut_torn_batches(log: &Path, listing: &Listing, files: &LogFiles) -> Result<(), StorageError> {
     for queue in [Queue::Append, Queue::Rewrite] {
@@ -220,8 +237,14 @@ fn cut_torn_batches(log: &Path, listing: &Listing, files: &LogFiles) -> Result<(
     Ok(())
 }
 
-fn open_engine(log: &Path, files: &LogFiles, options: Options) -> Result<Engine<LogFiles>, StorageError> {
-    let dir = log.to_str().ok_or_else(|| {
+/// Opens the engine in `dir`: where the log is, unless it is only looked at.
+fn open_engine(
+    dir: &Path,
+    log: &Path,
+    files: &LogFiles,
+    options: Options,
+) -> Result<Engine<LogFiles>, StorageError> {
+    let dir = dir.to_str().ok_or_else(|| {
         StorageError::io(log, "use", std::io::Error::new(std::io::ErrorKind::InvalidInput, "its name is not UTF-8"))
     })?;
     let config = Config {
@@ -253,8 +276,8 @@ struct Found {
     sequence: u64,
 }
 
-/// Compares what was recovered with what must be there (rule D3).
-fn check(store: &Store, listing: &Listing, known: Guard) -> Result<Found, StorageError> {
+/// Compares what was recovered with what must be there (rule D3); gives the sequence of the last batch.
+fn check_tail(store: &Store, listing: &Listing, known: Guard) -> Result<u64, StorageError> {
     let cuts = store.files.cuts();
     for cut in &cuts {
         // Only the newest file can have a torn end: the others were synced when they were closed.
@@ -264,10 +287,7 @@ fn check(store: &Store, listing: &Listing, known: Guard) -> Result<Found, Storag
         }
     }
     let place = &store.log;
-    let sequence = match store.peek(|engine| engine.get(SEQUENCE_GROUP, records::SEQUENCE)) {
-        Some(record) => records::read_number(place, SEQUENCE_GROUP, &record)?,
-        None => 0,
-    };
+    let sequence = read_sequence(store)?;
     if sequence < known.sequence {
         let newest = listing.append.last().map(|number| place.join(directory::file_name(Queue::Append, *number)));
         let file = cuts.iter().find(|cut| cut.queue == Queue::Append).map(|cut| cut.path.clone());
@@ -282,9 +302,18 @@ fn check(store: &Store, listing: &Listing, known: Guard) -> Result<Found, Storag
             detail,
         ));
     }
-    for cut in &cuts {
-        tracing::info!(file = %cut.path.display(), bytes = cut.bytes, "cut the unfinished end of the log");
+    Ok(sequence)
+}
+
+fn read_sequence(store: &Store) -> Result<u64, StorageError> {
+    match store.peek(|engine| engine.get(SEQUENCE_GROUP, records::SEQUENCE)) {
+        Some(record) => records::read_number(&store.log, SEQUENCE_GROUP, &record),
+        None => Ok(0),
     }
+}
+
+/// All records: those of the groups, each compared with its entries, and the node's own.
+fn read_records(store: &Store, sequence: u64) -> Result<Found, StorageError> {
     let mut groups = BTreeMap::new();
     for group in store.peek(Engine::raft_groups) {
         if group <= MAX_GROUP {
@@ -293,7 +322,7 @@ fn check(store: &Store, listing: &Listing, known: Guard) -> Result<Found, Storag
     }
     let mut node_records = BTreeMap::new();
     for (key, record) in scan(store, NODE_GROUP)? {
-        let value = records::unseal(place, NODE_GROUP, &record)?;
+        let value = records::unseal(&store.log, NODE_GROUP, &record)?;
         node_records.insert(key.get(1..).unwrap_or_default().to_vec(), value.to_vec());
     }
     Ok(Found { groups, node_records, sequence })

@@ -39,6 +39,12 @@ pub enum StorageError {
         /// The file.
         path: PathBuf,
     },
+    /// No node has ever been started there.
+    #[error("{} is no node's data directory: give the path that a node was started with as data_dir", path.display())]
+    NotADataDirectory {
+        /// What was given.
+        path: PathBuf,
+    },
     /// Somebody else has the directory open.
     #[error(
         "the data directory {} is used by another node, or by one of this process that stopped at a disk error: give \
@@ -213,6 +219,14 @@ pub enum StorageError {
 }
 
 impl StorageError {
+    /// Whether it says that what is on the disk is not all there, or not as it was written.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::LostTail { .. } | Self::Damaged { .. } | Self::MissingGuard { .. } | Self::SnapshotRecord { .. }
+        )
+    }
+
     /// Names the file and the operation of an error of the operating system.
     pub(crate) fn io(path: impl AsRef<Path>, operation: &'static str, source: io::Error) -> Self {
         let path = path.as_ref().to_path_buf();

@@ -14,6 +14,7 @@ mod output;
 mod reading;
 mod receiver;
 mod store;
+mod view;
 mod whole;
 mod writer;
 
@@ -33,6 +34,7 @@ pub use self::anything::parse_anything;
 pub(crate) use self::disk::DiskFolder;
 pub(crate) use self::memory::MemoryFolder;
 pub(crate) use self::store::Store;
+pub use self::view::{view, FileState, FileView, Viewed};
 use super::{GroupState, StorageError};
 use crate::engine::GroupId;
 

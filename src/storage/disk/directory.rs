@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use fs2::FileExt;
 
 use crate::storage::StorageError;
 
 /// The format written by this build.
-const FORMAT: u64 = 1;
+pub(super) const FORMAT: u64 = 1;
 const FORMAT_WORDS: &str = "aioraft data directory, format ";
 
 /// The two queues of files that raft-engine keeps.
@@ -43,7 +44,7 @@ pub(super) fn file_name(queue: Queue, number: u64) -> String {
 }
 
 /// The files found in the log's directory.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Listing {
     pub append: BTreeSet<u64>,
     pub rewrite: BTreeSet<u64>,
@@ -185,6 +186,11 @@ pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<File, StorageError>
     Ok(file)
 }
 
+/// How often, and after what pause, the lock is tried again: who looks at a directory holds it for some microseconds
+/// ([`is_locked`]), and must not keep a node from starting.
+const LOCK_ATTEMPTS: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
 /// Takes the directory for this process, for as long as the file stays open.
 pub(super) fn lock(dir: &Path) -> Result<File, StorageError> {
     let path = dir.join("LOCK");
@@ -194,13 +200,38 @@ pub(super) fn lock(dir: &Path) -> Result<File, StorageError> {
         .truncate(false)
         .open(&path)
         .map_err(|error| StorageError::io(&path, "open", error))?;
-    match FileExt::try_lock_exclusive(&file) {
-        Ok(()) => Ok(file),
-        Err(error) if error.raw_os_error() == fs2::lock_contended_error().raw_os_error() => {
-            Err(StorageError::Locked { path: dir.to_path_buf() })
+    let mut attempt = 1;
+    loop {
+        match FileExt::try_lock_exclusive(&file) {
+            Ok(()) => return Ok(file),
+            Err(error) if is_contention(&error) && attempt < LOCK_ATTEMPTS => {
+                attempt += 1;
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            Err(error) if is_contention(&error) => return Err(StorageError::Locked { path: dir.to_path_buf() }),
+            Err(error) => return Err(StorageError::io(&path, "lock", error)),
         }
+    }
+}
+
+/// Whether a node has the directory open. There is no other way to know than to take the lock, so it is taken as one of
+/// many, and given back at once.
+pub(super) fn is_locked(dir: &Path) -> Result<bool, StorageError> {
+    let path = dir.join("LOCK");
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(StorageError::io(&path, "open", error)),
+    };
+    match FileExt::try_lock_shared(&file) {
+        Ok(()) => Ok(false),
+        Err(error) if is_contention(&error) => Ok(true),
         Err(error) => Err(StorageError::io(&path, "lock", error)),
     }
+}
+
+fn is_contention(error: &io::Error) -> bool {
+    error.raw_os_error() == fs2::lock_contended_error().raw_os_error()
 }
 
 /// Whether the directory has a format yet; one that this build does not read is an error.

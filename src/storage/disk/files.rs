@@ -1,6 +1,6 @@
 //! The files under raft-engine: what it may do to them, and when.
 //!
-//! raft-engine reaches its files through this [`FileSystem`]. It adds three things.
+//! raft-engine reaches its files through this [`FileSystem`]. It adds four things.
 //!
 //! - **Nothing is touched before the log was found whole.** While opening, truncations and writes are only noted
 //!   ([`Phase::Opening`]); [`LogFiles::settle`] carries them out once the tail guard agrees. A refused log stays as it
@@ -8,6 +8,8 @@
 //! - **The first failure freezes everything.** raft-engine answers a full disk by starting another file, which leaves a
 //!   directory that never opens again if the process dies then. Here, every change after the first failed one fails as
 //!   well, so the directory stays what a kill at that moment would have left.
+//! - **A log that is only looked at is opened for reading.** The phase stays [`Phase::Opening`]; raft-engine works in a
+//!   scratch directory with files of the same names, and finds behind them the log's own ([`LogFiles::viewing`]).
 //! - **The guard knows first.** Before a file is deleted, the tail guard says durably that it may be missing, and how
 //!   much of the rewrite queue holds what the deleted file held.
 
@@ -24,7 +26,7 @@ use parking_lot::Mutex;
 use raft_engine::env::{FileSystem, Handle, Permission, WriteExt};
 
 use super::directory::{file_name, parse_name, Queue};
-use super::guard::GuardFile;
+use super::guard::{Guard, GuardFile};
 use crate::storage::StorageError;
 
 thread_local! {
@@ -56,7 +58,7 @@ pub(super) struct LogFiles(Arc<Shared>);
 struct Shared {
     phase: AtomicU8,
     failure: Mutex<Option<StorageError>>,
-    guard: Arc<Mutex<GuardFile>>,
+    keeps: Keeps,
     /// Sequence of the last batch that was synced; goes into the guard with every update.
     synced: AtomicU64,
     /// Bytes per file that raft-engine has written, without what it allocated ahead.
@@ -71,6 +73,14 @@ struct Shared {
     faults: Mutex<Faults>,
     #[cfg(feature = "mutants")]
     power: super::power::Power,
+}
+
+/// What is kept up to date beside the files.
+enum Keeps {
+    /// The guard of a log that is written.
+    Guard(Arc<Mutex<GuardFile>>),
+    /// Nothing: the files in this directory are only read.
+    Nothing(PathBuf),
 }
 
 /// What goes wrong in a test.
@@ -120,12 +130,22 @@ impl LogFiles {
     /// Files that are about to be opened.
     pub fn new(guard: Arc<Mutex<GuardFile>>) -> Self {
         let known = guard.lock().get();
+        Self::with(Keeps::Guard(guard), known)
+    }
+
+    /// The files of the log in `log`, for reading only: raft-engine asks for them under the same names in another
+    /// directory, where it may do what it likes.
+    pub fn viewing(log: &Path, known: Guard) -> Self {
+        Self::with(Keeps::Nothing(log.to_path_buf()), known)
+    }
+
+    fn with(keeps: Keeps, known: Guard) -> Self {
         Self(Arc::new(Shared {
             phase: AtomicU8::new(Phase::Opening as u8),
             failure: Mutex::new(None),
             synced: AtomicU64::new(known.sequence),
             rewrite_synced: Mutex::new((known.rewrite_last, known.rewrite_bytes)),
-            guard,
+            keeps,
             written: Mutex::new(BTreeMap::new()),
             noted: Mutex::new(Vec::new()),
             torn: Mutex::new(BTreeMap::new()),
@@ -204,7 +224,10 @@ impl LogFiles {
 
     /// The guard is behind what is durable.
     pub fn guard_is_behind(&self) -> bool {
-        self.0.guard.lock().get().sequence < self.0.synced.load(Ordering::Acquire)
+        match &self.0.keeps {
+            Keeps::Guard(guard) => guard.lock().get().sequence < self.0.synced.load(Ordering::Acquire),
+            Keeps::Nothing(_) => false,
+        }
     }
 
     /// No more changes.
@@ -271,10 +294,14 @@ impl Shared {
         self.failure.lock().get_or_insert(error);
     }
 
-    fn update_guard(&self, change: impl FnOnce(&mut super::guard::Guard)) -> Result<(), StorageError> {
+    fn update_guard(&self, change: impl FnOnce(&mut Guard)) -> Result<(), StorageError> {
+        let guard = match &self.keeps {
+            Keeps::Guard(guard) => guard,
+            Keeps::Nothing(log) => return Err(StorageError::io(log, "change", only_read())),
+        };
         let sequence = self.synced.load(Ordering::Acquire);
         let (rewrite_last, rewrite_bytes) = *self.rewrite_synced.lock();
-        let updated = self.guard.lock().update(|guard| {
+        let updated = guard.lock().update(|guard| {
             guard.sequence = guard.sequence.max(sequence);
             guard.rewrite_last = rewrite_last;
             guard.rewrite_bytes = rewrite_bytes;
@@ -282,6 +309,16 @@ impl Shared {
         });
         // The disk that failed is the log's.
         updated.inspect_err(|_| self.phase.store(Phase::Frozen as u8, Ordering::Release))
+    }
+
+    /// A file that is there. One that is only looked at cannot be written through what this returns.
+    fn open(&self, path: &Path, permission: Permission) -> io::Result<(File, PathBuf)> {
+        let (path, for_writing) = match (&self.keeps, path.file_name()) {
+            (Keeps::Nothing(log), Some(name)) => (log.join(name), false),
+            _ => (path.to_path_buf(), permission == Permission::ReadWrite),
+        };
+        let file = self.make(&path, "open", || OpenOptions::new().read(true).write(for_writing).open(&path))?;
+        Ok((file, path))
     }
 
     /// Makes a change to a path, unless an earlier one failed.
@@ -429,6 +466,10 @@ impl Shared {
     }
 }
 
+fn only_read() -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, "the log is only looked at")
+}
+
 impl FileSystem for LogFiles {
     type Handle = LogFile;
     type Reader = Cursor;
@@ -441,9 +482,8 @@ impl FileSystem for LogFiles {
     }
 
     fn open<P: AsRef<Path>>(&self, path: P, permission: Permission) -> io::Result<LogFile> {
-        let path = path.as_ref();
-        let open = || OpenOptions::new().read(true).write(permission == Permission::ReadWrite).open(path);
-        self.handle(self.0.make(path, "open", open)?, path)
+        let (file, path) = self.0.open(path.as_ref(), permission)?;
+        self.handle(file, &path)
     }
 
     fn delete<P: AsRef<Path>>(&self, path: P) -> io::Result<()> {

@@ -61,7 +61,16 @@ pub(super) struct GuardFile {
 impl GuardFile {
     /// Opens the file, `None` if there is none.
     pub fn open(path: &Path) -> Result<Option<Self>, StorageError> {
-        let file = match OpenOptions::new().read(true).write(true).open(path) {
+        Self::open_as(path, true)
+    }
+
+    /// What the file says, `None` if there is none. It is opened for reading only.
+    pub fn read(path: &Path) -> Result<Option<Guard>, StorageError> {
+        Ok(Self::open_as(path, false)?.map(|file| file.guard))
+    }
+
+    fn open_as(path: &Path, for_writing: bool) -> Result<Option<Self>, StorageError> {
+        let file = match OpenOptions::new().read(true).write(for_writing).open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(StorageError::io(path, "open", error)),

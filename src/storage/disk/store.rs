@@ -17,6 +17,7 @@ use crate::storage::StorageError;
 pub(super) struct Store {
     /// `None` only while it is dropped.
     engine: Option<Engine<LogFiles>>,
+    /// `None` in a log that is only looked at, too.
     lock: Option<File>,
     id: u64,
     pub files: LogFiles,
@@ -27,10 +28,10 @@ pub(super) struct Store {
 }
 
 impl Store {
-    pub fn new(engine: Engine<LogFiles>, lock: File, files: LogFiles, log: &Path) -> Self {
+    pub fn new(engine: Engine<LogFiles>, lock: Option<File>, files: LogFiles, log: &Path) -> Self {
         Self {
             engine: Some(engine),
-            lock: Some(lock),
+            lock,
             id: marks::next_id(),
             files,
             log: log.to_path_buf(),
