@@ -5,6 +5,7 @@
 | `aioraft` | the node, the state machine, the errors |
 | `aioraft.testing` | a cluster of real nodes in one process, a simulated one, and their pytest fixtures |
 | `aioraft.aiohttp` | a node that starts and stops with an aiohttp application |
+| `aioraft._cli` | the command `aioraft`, also `python -m aioraft` |
 
 Inside, `_node` is where to begin. It checks arguments with `_members`, `_listen` and `_config`, and hands everything
 else to `_core`, the extension module; `_proposing`, `_commits`, `_leadership`, `_timeout` and `_status` each make one

@@ -6,7 +6,7 @@ from asyncio import AbstractEventLoop, Future
 from collections.abc import Iterable
 from typing import Any, Final, final
 
-__all__ = ["Capture", "Chunks", "Core", "Entry", "Faults", "World"]
+__all__ = ["Capture", "Chunks", "Core", "Entry", "Faults", "World", "inspect"]
 
 @final
 class Capture:
@@ -321,3 +321,11 @@ class World:
         """
         What happened in the last `run` that recorded it, a line each.
         """
+
+def inspect(data_dir: "str") -> dict[str, Any]:
+    """
+    What a data directory holds, under the keys of `aioraft._cli._report.Report`. Private: use `aioraft inspect`.
+
+    Changes nothing, and holds no lock. Reads the whole directory, without the GIL. Raises RaftError if it is no data
+    directory, or cannot be read; damage is no error, but part of the report.
+    """
