@@ -1,6 +1,8 @@
 //! What a data directory holds, without a node: it is only read, and goes through the node's own checks.
 
 mod report;
+#[cfg(test)]
+mod tests;
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::{Path, PathBuf};

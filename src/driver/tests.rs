@@ -166,7 +166,7 @@ fn sockets(nodes: u64) -> (Vec<TcpListener>, BTreeMap<u64, String>) {
     (sockets, members)
 }
 
-fn options(id: u64, members: &BTreeMap<u64, String>, listen: Listen, data_dir: Option<&Path>) -> Options {
+pub(super) fn options(id: u64, members: &BTreeMap<u64, String>, listen: Listen, data_dir: Option<&Path>) -> Options {
     Options {
         id,
         members: members.clone(),

@@ -8,6 +8,8 @@ raised as a `CommandError` with the exit status that says which kind it is.
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -28,7 +30,19 @@ def run() -> NoReturn:
     # Ctrl-C, and a reader that has seen enough, end it without a traceback, as they end any command.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    sys.exit(main())
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # whatever the terminal can show, a path never fails
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = main()
+        sys.stdout.flush()
+    except OSError as error:  # a full disk, say
+        sys.stderr.write(f"aioraft: the answer cannot be written: {error}; give standard output another place\n")
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or the interpreter tries once more, and complains
+        status = Status.UNREADABLE
+    sys.exit(status)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

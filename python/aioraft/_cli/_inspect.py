@@ -32,7 +32,9 @@ node it shows some moment of the recent past.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what it takes."""
     parser.add_argument("data_dir", metavar="DATA_DIR", help="the path that the node was started with as data_dir")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, whose keys are in docs/operations.md")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, whose keys are in docs/operations.md"
+    )
 
 
 def run(arguments: argparse.Namespace) -> Status:
@@ -54,19 +56,22 @@ def _parts(report: Report) -> Iterator[tuple[str, list[str]]]:
     yield "directory", [f"{report['data_dir']}: {format_}{use}"]
     yield "damage", report["damage"] or ["none was found"]
     if (node := report["node"]) is not None:
-        yield "node", [f"{node['id']} of cluster {node['cluster']!r}, {node['stage']}, started {node['boot']} times"]
+        yield "node", [f"{node['id']} of cluster {node['cluster']!r}, {node['stage']}, start {node['boot']}"]
         yield "identity", [node["identity"]]
         if node["founders"]:
             yield "founders", columns([("node", "identity"), *((it["id"], it["identity"]) for it in node["founders"])])
         if node["peers"]:
-            yield "remembers", columns(
-                [
-                    ("node", "start", "term", "voted in", "committed", "identity"),
-                    *(
-                        (it["id"], it["boot"], it["term"], it["voted_term"], it["index"], it["identity"])
-                        for it in node["peers"]
-                    ),
-                ]
+            yield (
+                "remembers",
+                columns(
+                    [
+                        ("node", "start", "term", "voted in", "committed", "identity"),
+                        *(
+                            (it["id"], it["boot"], it["term"], it["voted_term"], it["index"], it["identity"])
+                            for it in node["peers"]
+                        ),
+                    ]
+                ),
             )
     if (hard := report["hard_state"]) is not None:
         vote = "no vote" if hard["vote"] is None else f"voted for {hard['vote']}"
@@ -81,7 +86,10 @@ def _parts(report: Report) -> Iterator[tuple[str, list[str]]]:
     yield "snapshots", list(_snapshots(report))
     if (guard := report["guard"]) is not None:
         found = "none can be read" if guard["found_batch"] is None else f"{guard['found_batch']} can be read"
-        yield "guard", [f"batch {guard['durable_batch']} was durable, {found}; written every {guard['period_ms']} ms"]
+        yield (
+            "guard",
+            [f"batch {guard['durable_batch']} was durable, and {found}; written every {guard['period_ms']} ms"],
+        )
 
 
 def _log(report: Report) -> Iterator[str]:
@@ -92,7 +100,7 @@ def _log(report: Report) -> Iterator[str]:
         yield f"no entries, begins at {log['first_index']}"
     else:
         kinds = ", ".join(f"{count} {kind.replace('_', '-')}" for kind, count in log["entries"].items() if count)
-        yield f"entries {log['first_index']} to {log['last_index']} (term {log['last_term']}): {kinds or 'none readable'}"
+        yield f"entries {log['first_index']} to {log['last_index']} (term {log['last_term']}): {kinds or 'unreadable'}"
     yield f"{of_bytes(log['bytes'])} in {log['files']} file{'s' if log['files'] != 1 else ''}"
 
 
