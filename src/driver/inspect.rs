@@ -139,11 +139,7 @@ impl Report {
         Ok(())
     }
 
-    fn read_snapshots(
-        &mut self,
-        dir: &Path,
-        state: &GroupState,
-    ) -> Result<Option<(SnapshotName, Meta)>, StorageError> {
+    fn read_snapshots(&mut self, dir: &Path, state: &GroupState) -> Result<Option<(SnapshotName, Meta)>, StorageError> {
         let name = snapshot::snapshot_name(state).unwrap_or_else(|error| {
             self.damage.push(error.to_string());
             None

@@ -238,12 +238,7 @@ fn cut_torn_batches(log: &Path, listing: &Listing, files: &LogFiles) -> Result<(
 }
 
 /// Opens the engine in `dir`: where the log is, unless it is only looked at.
-fn open_engine(
-    dir: &Path,
-    log: &Path,
-    files: &LogFiles,
-    options: Options,
-) -> Result<Engine<LogFiles>, StorageError> {
+fn open_engine(dir: &Path, log: &Path, files: &LogFiles, options: Options) -> Result<Engine<LogFiles>, StorageError> {
     let dir = dir.to_str().ok_or_else(|| {
         StorageError::io(log, "use", std::io::Error::new(std::io::ErrorKind::InvalidInput, "its name is not UTF-8"))
     })?;

@@ -38,7 +38,7 @@ class Stock(aioraft.StateMachine[int]):
         self.items = json.loads(data)
 
 
-def node(data_dir: pathlib.Path) -> aioraft.Node[int]:
+def node(data_dir: pathlib.Path, stock: Stock) -> aioraft.Node[int]:
     """Return the archives' node: the only one of its cluster."""
     return aioraft.Node(
         id=1,
@@ -46,23 +46,29 @@ def node(data_dir: pathlib.Path) -> aioraft.Node[int]:
         listen="127.0.0.1:0",
         cluster="archive",
         data_dir=data_dir,
-        state_machine=Stock(),
+        state_machine=stock,
         config=aioraft.Config(snapshot_trail=2, election_timeout=0.3, heartbeat_interval=0.03),
     )
 
 
 async def fill(data_dir: pathlib.Path) -> dict[str, object]:
     """Start the node twice, with a snapshot in between; return what is in the directory then."""
-    async with node(data_dir) as first:
+    async with node(data_dir, Stock()) as first:
         for number in range(10):
             await first.propose(json.dumps(["bolt", number]).encode())
         snapshot_index = await first.snapshot()
         await first.propose(b'["nut", 7]')
-    async with node(data_dir) as second:
+    stock = Stock()
+    async with node(data_dir, stock) as second:
         await second.propose(b'["nut", -2]')
         applied = second.status().python_applied
-        items = second.state_machine.items
-    return {"aioraft": aioraft.__version__, "items": items, "snapshot": snapshot_index, "applied": applied, "boot": 2}
+    return {
+        "aioraft": aioraft.__version__,
+        "items": stock.items,
+        "snapshot": snapshot_index,
+        "applied": applied,
+        "boot": 2,
+    }
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -27,7 +28,7 @@ def test_it_is_installed_under_its_name() -> None:
 
 def test_each_help_and_the_documentation_say_what_the_exit_statuses_mean() -> None:
     documented = OPERATIONS.read_text()
-    helps = [command("--help"), *(command(it.NAME, "--help") for it in _cli._COMMANDS)]
+    helps = [command("--help"), *(command(it.name, "--help") for it in _cli._COMMANDS)]
     for said in helps:
         assert (said.returncode, said.stderr) == (0, "")
         for status in Status:
@@ -35,8 +36,8 @@ def test_each_help_and_the_documentation_say_what_the_exit_statuses_mean() -> No
     for status in Status:
         assert f"| {status.value} | {status.meaning} |" in documented
     for it in _cli._COMMANDS:
-        assert it.NAME in helps[0].stdout
-        assert f"aioraft {it.NAME}" in documented
+        assert it.name in helps[0].stdout
+        assert f"aioraft {it.name}" in documented
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_what_a_command_raises_is_a_sentence_and_a_status(
     def fail(_: object) -> Status:
         raise CommandError("it is broken: mend it", Status.UNREADABLE)
 
-    monkeypatch.setattr(_cli._inspect, "run", fail)
+    monkeypatch.setattr(_cli, "_COMMANDS", (dataclasses.replace(_cli._inspect.COMMAND, run=fail),))
     assert _cli.main(["inspect", "somewhere"]) == Status.UNREADABLE
     assert capsys.readouterr().err == "aioraft inspect: it is broken: mend it\n"
 

@@ -100,7 +100,7 @@ async def test_a_running_nodes_directory_is_said_to_be_in_use_and_read(tmp_path:
         assert process.returncode == 0, out
         return json.loads(out)
 
-    async with make_archive.node(data_dir) as node:
+    async with make_archive.node(data_dir, make_archive.Stock()) as node:
         await node.propose(b'["bolt", 1]')
         before = await look()
         assert (before["locked"], before["damage"], before["node"]["boot"]) == (True, [], 1)
@@ -130,7 +130,7 @@ import asyncio, os, pathlib, sys
 sys.path.insert(0, {str(make_archive.HERE)!r})
 import make_archive
 async def main():
-    async with make_archive.node(pathlib.Path({str(data_dir)!r})) as node:
+    async with make_archive.node(pathlib.Path({str(data_dir)!r}), make_archive.Stock()) as node:
         for _ in range(5):
             await node.propose(b'["bolt", 1]')
         os.kill(os.getpid(), 9)
@@ -183,7 +183,7 @@ async def test_damage_is_said_as_the_node_says_it(harm: Callable[[pathlib.Path],
     assert (said.returncode, said.stderr) == (Status.UNWELL, "")
     assert re.search(rf"^damage +{re.escape(report['damage'][0])}$", said.stdout, re.MULTILINE)
     with pytest.raises(aioraft.FatalError) as refused:
-        async with make_archive.node(data_dir) as node:
+        async with make_archive.node(data_dir, make_archive.Stock()) as node:
             await asyncio.wait_for(node.wait_stopped(), 30)
     assert report["damage"][0] in str(refused.value)
 

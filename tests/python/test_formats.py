@@ -45,9 +45,10 @@ async def test_a_directory_of_an_earlier_format_opens(archive: pathlib.Path, tmp
         (expected["snapshot"], True, None)
     ]
     for more in (1, 2):  # what it writes can be opened again
-        async with make_archive.node(data_dir) as node:
+        stock = make_archive.Stock()
+        async with make_archive.node(data_dir, stock) as node:
             assert await node.propose(b'["nut", 1]') == expected["items"]["nut"] + more
-            assert node.state_machine.items["bolt"] == expected["items"]["bolt"]
+            assert stock.items["bolt"] == expected["items"]["bolt"]
             assert node.status().boot == expected["boot"] + more
     after = _core.inspect(str(data_dir))
     assert (after["damage"], after["node"]["identity"]) == ([], report["node"]["identity"])
@@ -62,7 +63,7 @@ async def test_a_directory_of_a_later_format_is_refused_with_the_reason(tmp_path
     before = {path: path.read_bytes() for path in data_dir.rglob("*") if path.is_file()}
     reason = f"has format {int(number) + 1}, and this aioraft reads formats up to {int(number)}: upgrade this node"
     with pytest.raises(aioraft.FatalError, match=reason):
-        await make_archive.node(data_dir).start()
+        await make_archive.node(data_dir, make_archive.Stock()).start()
     with pytest.raises(aioraft.RaftError, match=reason):
         _core.inspect(str(data_dir))
     assert before == {path: path.read_bytes() for path in data_dir.rglob("*") if path.is_file()}

@@ -1,6 +1,6 @@
 """The command `aioraft`: looks after data directories and clusters.
 
-A command is a module with what `_command.Command` lists, and its line in `_COMMANDS` here. What it finds is written to
+A command is a module with a `COMMAND`, which has its place in `_COMMANDS` here. What it finds is written to
 standard output, as a table for people or with `--json` for scripts; what went wrong is one sentence on standard error,
 raised as a `CommandError` with the exit status that says which kind it is.
 """
@@ -22,7 +22,7 @@ from ._command import Command, CommandError, Status
 
 __all__ = ["main", "run"]
 
-_COMMANDS: tuple[Command, ...] = (_inspect,)
+_COMMANDS = (_inspect.COMMAND,)
 
 
 def run() -> NoReturn:
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command.run(parsed)
     except CommandError as error:
-        sys.stderr.write(f"aioraft {command.NAME}: {error}\n")
+        sys.stderr.write(f"aioraft {command.name}: {error}\n")
         return error.status
 
 
@@ -72,9 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in _COMMANDS:
         own = commands.add_parser(
-            command.NAME,
-            help=command.SUMMARY,
-            description=command.DESCRIPTION,
+            command.name,
+            help=command.summary,
+            description=command.description,
             epilog=parser.epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,

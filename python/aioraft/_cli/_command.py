@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import enum
-from typing import Protocol
+from collections.abc import Callable
 
 __all__ = ["Command", "CommandError", "Status"]
 
@@ -12,19 +13,23 @@ __all__ = ["Command", "CommandError", "Status"]
 class Status(enum.IntEnum):
     """How a command ends. Scripts rely on these: a number never gets another meaning."""
 
-    meaning: str
+    OK = 0
+    UNWELL = 1
+    USAGE = 2
+    UNREADABLE = 3
 
-    def __new__(cls, value: int, meaning: str) -> Status:
-        """Give each number what it means, for `--help`."""
-        status = int.__new__(cls, value)
-        status._value_ = value
-        status.meaning = meaning
-        return status
+    @property
+    def meaning(self) -> str:
+        """What it means, for `--help`."""
+        return _MEANINGS[self]
 
-    OK = 0, "all is well"
-    UNWELL = 1, "what was looked at is damaged: a node would not go on from it"
-    USAGE = 2, "the arguments are wrong"
-    UNREADABLE = 3, "it cannot be looked at: no data directory, no permission, a newer format, or too busy"
+
+_MEANINGS = {
+    Status.OK: "all is well",
+    Status.UNWELL: "what was looked at is damaged: a node would not go on from it",
+    Status.USAGE: "the arguments are wrong",
+    Status.UNREADABLE: "it cannot be looked at: no data directory, no permission, a newer format, or too busy",
+}
 
 
 class CommandError(Exception):
@@ -35,20 +40,17 @@ class CommandError(Exception):
         self.status = status
 
 
-class Command(Protocol):
-    """A module that is a command. Importing it starts nothing, and imports little."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command. Each is the `COMMAND` of a module of its own; importing that starts nothing, and imports little."""
 
-    NAME: str
+    name: str
     """How it is called."""
-    SUMMARY: str
+    summary: str
     """A line for the list of commands."""
-    DESCRIPTION: str
+    description: str
     """What it does, for its `--help`."""
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Say what it takes."""
-        ...
-
-    def run(self, arguments: argparse.Namespace) -> Status:
-        """Do it. Raises CommandError."""
-        ...
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    """Says what it takes."""
+    run: Callable[[argparse.Namespace], Status]
+    """Does it. Raises CommandError."""

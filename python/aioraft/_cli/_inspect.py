@@ -10,35 +10,23 @@ from typing import TYPE_CHECKING, cast
 
 from aioraft import RaftError, _core
 
-from ._command import CommandError, Status
+from ._command import Command, CommandError, Status
 from ._table import columns, of_bytes, sections
 
 if TYPE_CHECKING:
     from ._report import Members, Report
 
-__all__ = ["DESCRIPTION", "NAME", "SUMMARY", "add_arguments", "run"]
-
-NAME = "inspect"
-SUMMARY = "show what a data directory holds; changes nothing"
-DESCRIPTION = """\
-Shows what a data directory holds: whose it is, hard state, log, members, sessions, snapshots, tail guard, and what is
-damaged. Every byte of the log and of whole snapshots is read and checked.
-
-Changes nothing there and holds no lock, so that a node may run, or be started, meanwhile. Of the directory of a running
-node it shows some moment of the recent past.
-"""
+__all__ = ["COMMAND"]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what it takes."""
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data_dir", metavar="DATA_DIR", help="the path that the node was started with as data_dir")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object, whose keys are in docs/operations.md"
     )
 
 
-def run(arguments: argparse.Namespace) -> Status:
-    """Do it."""
+def _run(arguments: argparse.Namespace) -> Status:
     try:
         report = cast("Report", _core.inspect(arguments.data_dir))
     except RaftError as error:
@@ -46,6 +34,21 @@ def run(arguments: argparse.Namespace) -> Status:
     text = json.dumps(report, indent=2) + "\n" if arguments.json else sections(_parts(report))
     sys.stdout.write(text)
     return Status.UNWELL if report["damage"] else Status.OK
+
+
+COMMAND = Command(
+    name="inspect",
+    summary="show what a data directory holds; changes nothing",
+    description="""\
+Shows what a data directory holds: whose it is, hard state, log, members, sessions, snapshots, tail guard, and what is
+damaged. Every byte of the log and of whole snapshots is read and checked.
+
+Changes nothing there and holds no lock, so that a node may run, or be started, meanwhile. Of the directory of a running
+node it shows some moment of the recent past.
+""",
+    add_arguments=_add_arguments,
+    run=_run,
+)
 
 
 def _parts(report: Report) -> Iterator[tuple[str, list[str]]]:

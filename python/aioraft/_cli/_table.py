@@ -11,9 +11,9 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 def columns(rows: Iterable[Sequence[object]]) -> list[str]:
     """Set rows of one length into columns; numbers stand to the right."""
-    rows = [list(row) for row in rows]
+    rows = list(rows)
     widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
-    lines = []
+    lines: list[str] = []
     for row in rows:
         cells = [
             str(cell).rjust(width) if isinstance(cell, int) else str(cell).ljust(width)

@@ -152,9 +152,12 @@ fn before_the_cluster_is_formed_nothing_is_replicated() {
     }
 }
 
+/// Writes something that no node would.
+type Damage = (&'static str, fn(&mut Opened));
+
 #[test]
 fn what_keeps_a_node_from_going_on_is_said_as_the_node_says_it() {
-    let damages: [(&str, fn(&mut Opened)); 9] = [
+    let damages: [Damage; 9] = [
         ("its record", |opened| {
             let mut batch = batch(&formed(), vec![group()]);
             batch.node_records[0].1.push(7);

@@ -77,11 +77,7 @@ impl Seen {
         let guard = GuardFile::read(&dir.join("guard")).ok().flatten();
         // Before the files: what it demands is in them then.
         let guard = guard.map(|guard| match is_locked {
-            true => Guard {
-                append_first: guard.append_first,
-                rewrite_first: guard.rewrite_first,
-                ..Guard::default()
-            },
+            true => Guard { append_first: guard.append_first, rewrite_first: guard.rewrite_first, ..Guard::default() },
             false => guard,
         });
         Ok(Self { is_locked, listing: Listing::read(&dir.join("log"))?, guard })

@@ -251,7 +251,8 @@ fn a_directory_in_which_nothing_was_written_is_empty_and_others_are_none() {
     let dir = home.path().join("data");
     fs::create_dir(&dir).unwrap();
     fs::write(home.path().join("file"), "").unwrap();
-    for no_directory in [dir.clone(), home.path().join("missing"), home.path().join("file"), home.path().join("file/x")] {
+    for no_directory in [dir.clone(), home.path().join("missing"), home.path().join("file"), home.path().join("file/x")]
+    {
         let error = seen_error(home.path(), &no_directory);
         assert!(matches!(error, StorageError::NotADataDirectory { .. }), "{error}");
     }
