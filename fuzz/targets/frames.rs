@@ -2,6 +2,7 @@
 
 #![no_main]
 
+use aioraft::transport::admin_messages::{decode_request, decode_response, encode_request, encode_response};
 use aioraft::transport::snapshot_frames::{
     decode_begin, decode_data, decode_offset, encode_begin, encode_data, encode_offset, BEGIN_BYTES_MAX,
     PIECE_BYTES_MAX,
@@ -10,6 +11,13 @@ use aioraft::transport::wire::{self, Header, Kind, HEADER_LEN, PROTOCOL_VERSION}
 use libfuzzer_sys::fuzz_target;
 
 const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// A body behind a checksum that fits, which chance does not find; it is tried as it came as well.
+fn checksummed(body: &[u8]) -> Vec<u8> {
+    let mut checked = crc32fast::hash(body).to_le_bytes().to_vec();
+    checked.extend(body);
+    checked
+}
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(Some(header)) = Header::decode(bytes, PROTOCOL_VERSION, BODY_BYTES_MAX) else { return };
@@ -51,10 +59,7 @@ fuzz_target!(|bytes: &[u8]| {
             let _ = wire::decode_durable(body);
         }
         Kind::SnapshotBegin => {
-            // As it came, and behind a checksum that fits, which chance does not find.
-            let mut checked = crc32fast::hash(body).to_le_bytes().to_vec();
-            checked.extend(body);
-            for body in [body, &checked] {
+            for body in [body, &checksummed(body)] {
                 let Ok(announced) = decode_begin(header.group, body) else { continue };
                 assert_eq!(announced.name.group, header.group);
                 let frame = encode_begin(header.group, &announced.message);
@@ -64,9 +69,7 @@ fuzz_target!(|bytes: &[u8]| {
             }
         }
         Kind::SnapshotData => {
-            let mut checked = crc32fast::hash(body).to_le_bytes().to_vec();
-            checked.extend(body);
-            for body in [body, &checked] {
+            for body in [body, &checksummed(body)] {
                 let Ok((offset, bytes)) = decode_data(body) else { continue };
                 assert!(!bytes.is_empty());
                 let Ok(frame) = encode_data(header.group, offset, bytes) else {
@@ -79,6 +82,20 @@ fuzz_target!(|bytes: &[u8]| {
         Kind::SnapshotOffset => {
             let Ok(offset) = decode_offset(body) else { return };
             assert_eq!(decode_offset(&encode_offset(header.group, offset)[HEADER_LEN..]).unwrap(), offset);
+        }
+        Kind::AdminRequest => {
+            for body in [body, &checksummed(body)] {
+                let Ok(request) = decode_request(body) else { continue };
+                let Ok(frame) = encode_request(&request) else { continue };
+                assert_eq!(decode_request(&frame[HEADER_LEN..]).unwrap(), request);
+            }
+        }
+        Kind::AdminResponse => {
+            for body in [body, &checksummed(body)] {
+                let Ok(response) = decode_response(body) else { continue };
+                let Ok(frame) = encode_response(&response) else { continue };
+                assert_eq!(decode_response(&frame[HEADER_LEN..]).unwrap(), response);
+            }
         }
         Kind::SnapshotWait | Kind::SnapshotDone => {}
         Kind::Hello | Kind::Welcome | Kind::Confirm | Kind::Refuse | Kind::Formation | Kind::Goodbye => {}

@@ -3,7 +3,9 @@
 #![no_main]
 
 use aioraft::engine::formation::Report;
-use aioraft::transport::handshake::{check_ends, decode_greeting, decode_refusal, encode_greeting, encode_refusal};
+use aioraft::transport::handshake::{
+    check_admin, check_ends, decode_greeting, decode_refusal, encode_greeting, encode_refusal,
+};
 use aioraft::transport::wire::{Header, Kind, HANDSHAKE_BYTES_MAX, HANDSHAKE_FORMAT, HEADER_LEN};
 use libfuzzer_sys::fuzz_target;
 
@@ -17,6 +19,7 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(greeting) = decode_greeting(Kind::Hello, bytes) else { return };
     let _ = greeting.common_version();
     let _ = check_ends(&greeting.hello, &greeting.hello);
+    let _ = check_admin(1, &greeting.hello);
     if let Some(report) = Report::decode(&greeting.hello.formation) {
         assert_eq!(Report::decode(&report.encode()), Some(report));
     }

@@ -1,6 +1,9 @@
 //! Values under tokens that are never confused.
 
-use crate::driver::port::Token;
+use crate::driver::port::{Token, DRIVER_TOKEN};
+
+/// Generations leave out the bit that marks the driver's own tokens.
+const GENERATIONS: u32 = (DRIVER_TOKEN >> 32) as u32 - 1;
 
 /// Values by token. A token holds a slot and the slot's generation, so that a late completion cannot meet the slot's
 /// next tenant.
@@ -49,7 +52,7 @@ impl<T> Slab<T> {
             return None;
         }
         let value = slot.value.take()?;
-        slot.generation = slot.generation.wrapping_add(1);
+        slot.generation = (slot.generation + 1) & GENERATIONS;
         self.free.push(number);
         Some(value)
     }
@@ -64,7 +67,7 @@ impl<T> Slab<T> {
         let mut taken = Vec::new();
         for (number, slot) in self.slots.iter_mut().enumerate() {
             if let Some(value) = slot.value.take() {
-                slot.generation = slot.generation.wrapping_add(1);
+                slot.generation = (slot.generation + 1) & GENERATIONS;
                 self.free.push(number as u32);
                 taken.push(value);
             }
@@ -93,5 +96,17 @@ mod tests {
         assert_eq!(slab.take_all(), ["third"]);
         assert_eq!(slab.remove(third), None);
         assert_eq!(slab.remove(u64::MAX), None);
+    }
+
+    #[test]
+    fn no_token_is_ever_one_of_the_drivers() {
+        let mut slab = Slab::default();
+        let first = slab.insert(());
+        slab.remove(first);
+        slab.slots[0].generation = GENERATIONS;
+        let last = slab.insert(());
+        assert_eq!(last & DRIVER_TOKEN, 0);
+        assert_eq!(slab.remove(last), Some(()));
+        assert_eq!(slab.insert(()), first, "it begins anew after two thousand million tenants");
     }
 }

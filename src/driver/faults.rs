@@ -198,6 +198,8 @@ fn sender(event: &Event) -> Option<NodeId> {
         | Event::Routed { .. }
         | Event::Down { .. }
         | Event::SnapshotSent { .. }
+        | Event::Asked { .. }
+        | Event::ToolLeft { .. }
         | Event::Refused { .. } => None,
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 use super::identity::NodeRecord;
+use super::options::AdminFrom;
 use super::witness::Spoken;
 use crate::engine::formation::{Formation, Identities, Mismatch, Report};
 use crate::engine::{NodeId, APPLICATION_GROUP};
@@ -154,12 +155,14 @@ pub struct Gate {
     driver: Arc<Notify>,
     /// Another record is durable.
     stored: Notify,
+    /// Where operators' tools may come from.
+    admin_from: AdminFrom,
 }
 
 impl Gate {
     /// `driver` is notified when there is a record to write.
-    pub fn new(members: Rc<RefCell<Members>>, driver: Arc<Notify>) -> Self {
-        Self { members, driver, stored: Notify::new() }
+    pub fn new(members: Rc<RefCell<Members>>, driver: Arc<Notify>, admin_from: AdminFrom) -> Self {
+        Self { members, driver, stored: Notify::new(), admin_from }
     }
 
     /// Another record is durable.
@@ -231,6 +234,27 @@ impl transport::Gate for Gate {
         Ok(())
     }
 
+    fn admit_admin(&self, hello: &Hello, is_local: bool) -> Result<(), Refusal> {
+        let members = self.members.borrow();
+        let (me, cluster) = (members.record.id, &members.record.cluster);
+        if !is_local && self.admin_from == AdminFrom::Localhost {
+            let reason = format!(
+                "node {me} takes commands of operators only from its own machine: call from there, or through an SSH \
+                 tunnel to it; Config(admin_from=\"anywhere\") would take them from whoever reaches its port"
+            );
+            return Err(Refusal::new(RefusalCode::Role, reason));
+        }
+        if hello.cluster != *cluster {
+            let reason = format!(
+                "this is node {me} of cluster {cluster:?}, and cluster {:?} was meant: correct the cluster's name, or the \
+                 address",
+                hello.cluster
+            );
+            return Err(Refusal::new(RefusalCode::Cluster, reason));
+        }
+        Ok(())
+    }
+
     /// An unformed node takes no part, as it takes none in votes (rule M1).
     fn admit_snapshot(&self, from: NodeId, name: &SnapshotName) -> Result<(), Refusal> {
         let members = self.members.borrow();
@@ -273,7 +297,7 @@ mod tests {
         let record = NodeRecord { id, cluster, identity, boot, nonce, stage, peers: BTreeMap::new() };
         let held = Held { term: 1, vote: 0, last_index: 1 };
         let members = Members::new(record, held, format!("host:{id}"), members());
-        Gate::new(Rc::new(RefCell::new(members)), Arc::default())
+        Gate::new(Rc::new(RefCell::new(members)), Arc::default(), AdminFrom::Localhost)
     }
 
     fn all() -> Identities {
@@ -331,7 +355,7 @@ mod tests {
     fn restarted(gate: &Gate) -> Gate {
         let Members { record, held, advertise, .. } = &*gate.members.borrow();
         let members = Members::new(record.clone(), *held, advertise.clone(), members());
-        Gate::new(Rc::new(RefCell::new(members)), Arc::default())
+        Gate::new(Rc::new(RefCell::new(members)), Arc::default(), AdminFrom::Localhost)
     }
 
     #[test]
@@ -397,6 +421,25 @@ mod tests {
         assert_eq!(code(gate(1, 1, 1, Stage::Prepared(all())), APPLICATION_GROUP), Err(RefusalCode::Formation));
         assert_eq!(code(formed(), APPLICATION_GROUP), Ok(()));
         assert_eq!(code(formed(), APPLICATION_GROUP + 1), Err(RefusalCode::Snapshot));
+    }
+
+    #[test]
+    fn operators_command_from_this_machine_unless_it_is_said_otherwise() {
+        let tool = Hello { role: Role::Admin, from: 0, to: 0, ..hello(1, 1) };
+        let code =
+            |gate: &Gate, tool: &Hello, is_local| gate.admit_admin(tool, is_local).map_err(|refusal| refusal.code);
+        let mut gate = formed();
+        assert_eq!(code(&gate, &tool, true), Ok(()));
+        assert_eq!(code(&gate, &tool, false), Err(RefusalCode::Role));
+        let refusal = gate.admit_admin(&tool, false).err().unwrap();
+        assert!(refusal.reason.contains("SSH tunnel") && refusal.reason.contains("admin_from"), "{refusal}");
+        // A stranger from elsewhere is not told the cluster's name.
+        let other = Hello { cluster: "other".into(), ..tool.clone() };
+        assert_eq!(code(&gate, &other, true), Err(RefusalCode::Cluster));
+        assert_eq!(code(&gate, &other, false), Err(RefusalCode::Role));
+        gate.admin_from = AdminFrom::Anywhere;
+        assert_eq!(code(&gate, &tool, false), Ok(()));
+        assert_eq!(code(&gate, &other, false), Err(RefusalCode::Cluster));
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub fn read_node_record(bytes: &[u8]) {
     let _ = identity::NodeRecord::boot(Some(bytes), 1, "cluster", &identity::Drawn { identity: 0, nonce: 0, seed: 0 });
 }
 
-pub use options::{Listen, Options, SpawnError, Spawned, Tuning};
+pub use options::{AdminFrom, Listen, Options, SpawnError, Spawned, Tuning};
 use port::{Completion, Completions, Cursor, Fatal, Inbox, Port, Status, Wake};
 
 /// Wakes the driver's loop.

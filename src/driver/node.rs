@@ -1,5 +1,7 @@
 //! The driver: one thread that turns what happens into the engine's inputs and runs its effects.
 
+mod admin;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::hash::Hash;
@@ -14,6 +16,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use self::admin::AdminCalls;
 use super::capture::{Captures, Outcome};
 use super::clock;
 use super::faults::Arrivals;
@@ -126,6 +129,8 @@ struct Node {
     own_change: bool,
     /// Removed members that are still connected, and until when.
     leaving: BTreeMap<NodeId, Instant>,
+    /// What operators' tools wait for.
+    admin_calls: AdminCalls,
 }
 
 impl Node {
@@ -135,7 +140,7 @@ impl Node {
         let cannot = |source| StartError::Listen { address: "the node's address".into(), source };
         let persister = Persister::start(writer, wake.clone(), name, options.dispatch.clone()).map_err(cannot)?;
         let events = Events::new(wake.clone());
-        let gate = Rc::new(Gate::new(members.clone(), wake.clone()));
+        let gate = Rc::new(Gate::new(members.clone(), wake.clone(), options.tuning.admin_from));
         let network_options = options.tuning.network();
         let mut network =
             Network::start(listener, options.id, gate.clone(), network_options, events.clone(), snapshots.clone())
@@ -182,6 +187,7 @@ impl Node {
             reported: now,
             own_change: false,
             leaving: BTreeMap::new(),
+            admin_calls: AdminCalls::default(),
             options,
         };
         let next = node.members.borrow().formation.next_stage();
@@ -457,6 +463,8 @@ impl Node {
                 }
                 self.engine.handle_snapshot_sent(to, outcome.is_ok());
             }
+            Event::Asked { connection, request } => self.take_request(connection, request),
+            Event::ToolLeft { connection } => self.admin_calls.forget(connection),
             // The gate admits none of another group, nor before the cluster is formed.
             Event::SnapshotReceived { .. } | Event::SnapshotSent { .. } => {}
             // The network has logged it; a message before the cluster is formed is early, not wrong.
@@ -734,6 +742,7 @@ impl Node {
     }
 
     fn run_effect(&mut self, effect: Effect) {
+        let Some(effect) = self.answer_tool(effect) else { return };
         match effect {
             Effect::Send(message) => {
                 if !self.network.send_raft(message.to, APPLICATION_GROUP, &message) {

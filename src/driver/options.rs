@@ -75,6 +75,17 @@ pub struct Tuning {
     pub snapshot_rate: u64,
     /// Listen beyond loopback though nothing is encrypted.
     pub insecure: bool,
+    /// Where operators' tools may come from.
+    pub admin_from: AdminFrom,
+}
+
+/// Where operators' tools may come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdminFrom {
+    /// The node's own machine.
+    Localhost,
+    /// Wherever its port is reached from.
+    Anywhere,
 }
 
 impl Tuning {

@@ -21,6 +21,9 @@ use crate::engine::NodeId;
 pub use crate::engine::{Applied, Failure, Leadership, Token};
 use crate::storage::snapshot::SnapshotFile;
 
+/// Tokens with this bit are the driver's own; an application's have none.
+pub const DRIVER_TOKEN: Token = 1 << 63;
+
 /// A command on its way into the log.
 #[derive(Debug)]
 pub struct Proposal {

@@ -15,6 +15,8 @@ use crate::engine::command::Command;
 use crate::engine::membership::{Change, Member};
 use crate::test_log::TestLog;
 
+mod admin;
+
 /// No test waits longer for anything.
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -40,6 +42,8 @@ struct Host {
     changed: BTreeMap<Token, Vec<u64>>,
     leadership: port::Leadership,
     listening: bool,
+    /// Snapshots that it is asked for, and never takes.
+    captures: Vec<Arc<capture::Capture>>,
     stopped: Option<Option<Fatal>>,
 }
 
@@ -58,6 +62,7 @@ impl Host {
             changed: BTreeMap::new(),
             leadership: port::Leadership::default(),
             listening: false,
+            captures: Vec::new(),
             stopped: None,
         }
     }
@@ -110,10 +115,8 @@ impl Host {
                     self.changed.insert(token, ids);
                 }
                 Completion::Stopped { fatal } => self.stopped = Some(fatal),
-                Completion::Capture(_)
-                | Completion::Restore { .. }
-                | Completion::Snapshot { .. }
-                | Completion::Transferred { .. } => {}
+                Completion::Capture(capture) => self.captures.push(capture),
+                Completion::Restore { .. } | Completion::Snapshot { .. } | Completion::Transferred { .. } => {}
                 Completion::Listening { .. } => self.listening = true,
             }
         }
@@ -155,6 +158,7 @@ fn tuning() -> Tuning {
         snapshot_trail: 0,
         snapshot_rate: 1 << 26,
         insecure: false,
+        admin_from: AdminFrom::Localhost,
     }
 }
 

@@ -14,7 +14,7 @@ use crate::driver::gate::{Gate, Members};
 use crate::driver::identity::Drawn;
 use crate::driver::persister::{gather, Answer};
 use crate::driver::start::{resume, Resumed};
-use crate::driver::{Listen, Options};
+use crate::driver::{AdminFrom, Listen, Options};
 use crate::engine::{APPLICATION_GROUP, BOOTSTRAP};
 use crate::storage::StorageError;
 
@@ -97,7 +97,7 @@ impl World {
             place,
             id,
             engine,
-            gate: Gate::new(members.clone(), Arc::default()),
+            gate: Gate::new(members.clone(), Arc::default(), AdminFrom::Localhost),
             members,
             persister: Persister { writer, queue: Vec::new(), writing: None, answer: Answer::default() },
             peers: peers.collect(),

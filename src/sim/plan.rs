@@ -9,7 +9,7 @@ use fastrand::Rng;
 
 use super::clock::{Time, MS, SECOND};
 use super::objects;
-use crate::driver::Tuning;
+use crate::driver::{AdminFrom, Tuning};
 
 /// When the last fault has happened: everything that can run runs from then on.
 pub const HEALED: Time = 45 * SECOND;
@@ -303,6 +303,7 @@ fn tuning(rng: &mut Rng) -> Tuning {
         snapshot_trail: 0,
         snapshot_rate: 1 << 26,
         insecure: false,
+        admin_from: AdminFrom::Localhost,
     }
 }
 

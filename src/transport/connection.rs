@@ -338,7 +338,9 @@ impl Reader {
             | Kind::SnapshotOffset
             | Kind::SnapshotData
             | Kind::SnapshotWait
-            | Kind::SnapshotDone => return Err(WireError::Unexpected(header.kind)),
+            | Kind::SnapshotDone
+            | Kind::AdminRequest
+            | Kind::AdminResponse => return Err(WireError::Unexpected(header.kind)),
         }
         Ok(None)
     }

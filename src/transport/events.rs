@@ -7,6 +7,7 @@ use std::sync::Arc;
 use raft::eraftpb::Message;
 use tokio::sync::Notify;
 
+use super::admin_messages::Request;
 use super::handshake::{Hello, RefusalCode};
 use super::wire::Rejected;
 use crate::engine::command::Command;
@@ -119,6 +120,18 @@ pub enum Event {
         index: u64,
         /// It is durable there; or why this node has given it up, for people.
         outcome: Result<(), String>,
+    },
+    /// An operator's tool asks something; [`Network::answer`](super::Network::answer) answers it, once.
+    Asked {
+        /// The connection's number.
+        connection: u64,
+        /// What it asks, and for how long at most.
+        request: Request,
+    },
+    /// A tool that has asked something is gone: nobody waits for the answers any more.
+    ToolLeft {
+        /// The connection's number.
+        connection: u64,
     },
     /// A connection was refused. Told, as it is logged, at most once in ten seconds for the same reason.
     Refused {

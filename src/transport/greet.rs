@@ -1,14 +1,15 @@
 //! The handshake over a socket, from both ends.
 
 use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::handshake::{
-    check_ends, decode_greeting, decode_refusal, encode_confirm, encode_greeting, encode_refusal, Gate, Greeting,
-    Hello, Refusal, RefusalCode, Role,
+    check_admin, check_ends, decode_greeting, decode_refusal, encode_confirm, encode_greeting, encode_refusal, Gate,
+    Greeting, Hello, Refusal, RefusalCode, Role,
 };
 use super::wire::{Header, Kind, WireError, HANDSHAKE_BYTES_MAX, HANDSHAKE_FORMAT, HEADER_LEN};
 use crate::engine::NodeId;
@@ -36,6 +37,8 @@ pub(super) enum GreetError {
     ByUs { peer: NodeId, refusal: Refusal },
     #[error("node {peer} refused this node: {refusal}")]
     ByThem { peer: NodeId, refusal: Refusal },
+    #[error("an operator's tool was turned away: {0}")]
+    Tool(Refusal),
 }
 
 /// The dialer's end of a connection that is for `role`.
@@ -81,31 +84,52 @@ pub(super) async fn answer(stream: &mut TcpStream, gate: &dyn Gate) -> Result<Gr
         }
         Err(error) => return Err(error),
     };
-    let from = greeting.hello.from;
-    let ours = || Hello { role: greeting.hello.role.answered(), ..gate.hello(from) };
-    match judge(&ours(), &greeting, gate).await {
+    let (from, role) = (greeting.hello.from, greeting.hello.role);
+    let is_local = is_here(stream.peer_addr()?.ip(), stream.local_addr()?.ip());
+    let by_us = |refusal| match role {
+        Role::Admin => GreetError::Tool(refusal),
+        _ => GreetError::ByUs { peer: from, refusal },
+    };
+    let ours = || Hello { role: role.answered(), ..gate.hello(from) };
+    let judged = match role {
+        Role::Admin => judge_tool(&ours(), &greeting, is_local, gate),
+        _ => judge(&ours(), &greeting, gate).await,
+    };
+    match judged {
         Ok(version) => {
             let ours = ours();
             stream.write_all(&encode_greeting(Kind::Welcome, &Greeting::new(ours))?).await?;
             match read_frame(stream).await? {
                 (Kind::Confirm, _) => {}
+                (Kind::Refuse, body) if role == Role::Admin => return Err(GreetError::Tool(decode_refusal(&body)?)),
                 (Kind::Refuse, body) => {
                     return Err(GreetError::ByThem { peer: from, refusal: decode_refusal(&body)? });
                 }
                 (other, _) => return Err(WireError::Unexpected(other).into()),
             }
             // It took its time: the peer may have been removed meanwhile.
-            if let Err(refusal) = gate.admit(&greeting.hello) {
+            let admitted = match role {
+                Role::Admin => gate.admit_admin(&greeting.hello, is_local),
+                _ => gate.admit(&greeting.hello),
+            };
+            if let Err(refusal) = admitted {
                 say_no(stream, &refusal).await;
-                return Err(GreetError::ByUs { peer: from, refusal });
+                return Err(by_us(refusal));
             }
             Ok(Greeted { hello: greeting.hello, version })
         }
         Err(refusal) => {
             say_no(stream, &refusal).await;
-            Err(GreetError::ByUs { peer: from, refusal })
+            Err(by_us(refusal))
         }
     }
+}
+
+/// Whether the other end is on this machine: it has a loopback address, or the very address that it dialled (the kernel
+/// takes no packet from outside that claims to come from an address of this machine).
+fn is_here(theirs: IpAddr, dialled: IpAddr) -> bool {
+    let theirs = theirs.to_canonical();
+    theirs.is_loopback() || theirs == dialled.to_canonical()
 }
 
 fn check_dialled(peer: NodeId, theirs: &Hello) -> Result<(), Refusal> {
@@ -123,6 +147,13 @@ async fn judge(ours: &Hello, theirs: &Greeting, gate: &dyn Gate) -> Result<u8, R
     gate.remembered(&theirs.hello).await;
     // A later start of the same node may have come meanwhile.
     gate.admit(&theirs.hello)?;
+    Ok(version)
+}
+
+fn judge_tool(ours: &Hello, theirs: &Greeting, is_local: bool, gate: &dyn Gate) -> Result<u8, Refusal> {
+    let version = theirs.common_version()?;
+    check_admin(ours.from, &theirs.hello)?;
+    gate.admit_admin(&theirs.hello, is_local)?;
     Ok(version)
 }
 
@@ -144,16 +175,39 @@ async fn read_frame(stream: &mut TcpStream) -> Result<(Kind, Vec<u8>), GreetErro
     Ok((header.kind, body))
 }
 
-/// Sends the reason, and waits until the other side has closed: closing over unread input would reset the connection
-/// and could take the reason with it.
+/// Sends the reason, and waits until the other side has read it.
 pub(super) async fn say_no(stream: &mut TcpStream, refusal: &Refusal) {
+    // Best effort: a stranger that does not listen is not worth more.
+    let said = tokio::time::timeout(LAST_WORDS, stream.write_all(&encode_refusal(refusal))).await;
+    if matches!(said, Ok(Ok(()))) {
+        linger(stream).await;
+    }
+}
+
+/// Waits until the other side has closed: closing over unread input would reset the connection and could take with it
+/// what was written last.
+pub(super) async fn linger(stream: &mut TcpStream) {
     let last_words = async {
-        stream.write_all(&encode_refusal(refusal)).await?;
         stream.shutdown().await?;
         let mut ignored = [0; 1024];
         while stream.read(&mut ignored).await? > 0 {}
         io::Result::Ok(())
     };
-    // Best effort: a stranger that does not listen is not worth more.
+    // Whoever does not close is not waited for.
     let _ = tokio::time::timeout(LAST_WORDS, last_words).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_is_loopback_or_the_address_that_was_dialled() {
+        let here = |theirs: &str, dialled: &str| is_here(theirs.parse().unwrap(), dialled.parse().unwrap());
+        assert!(here("127.0.0.1", "127.0.0.1") && here("127.3.2.1", "127.0.0.1") && here("::1", "::1"));
+        assert!(here("::ffff:127.0.0.1", "::ffff:127.0.0.1"));
+        assert!(here("10.0.0.7", "10.0.0.7") && here("::ffff:10.0.0.7", "10.0.0.7") && here("fd00::7", "fd00::7"));
+        assert!(!here("10.0.0.8", "10.0.0.7") && !here("::ffff:10.0.0.8", "::ffff:10.0.0.7"));
+        assert!(!here("10.0.0.8", "127.0.0.1") && !here("fd00::8", "fd00::7") && !here("0.0.0.0", "10.0.0.7"));
+    }
 }

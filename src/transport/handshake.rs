@@ -21,7 +21,7 @@ pub enum Role {
     Peer = 1,
     /// A client outside the cluster (no build serves them yet).
     Client = 2,
-    /// An operator's tool (no build serves them yet).
+    /// An operator's tool, [`super::admin_messages`]. It is no node, so `from` is 0.
     Admin = 3,
     /// A node of the cluster that sends one snapshot, on a connection of its own.
     Snapshot = 4,
@@ -42,7 +42,8 @@ impl Role {
     pub(super) fn answered(self) -> Self {
         match self {
             Self::Snapshot => Self::Snapshot,
-            Self::Peer | Self::Client | Self::Admin => Self::Peer,
+            Self::Admin => Self::Admin,
+            Self::Peer | Self::Client => Self::Peer,
         }
     }
 }
@@ -121,12 +122,14 @@ pub enum RefusalCode {
     Snapshot,
     /// Was a member, and was removed.
     Removed,
+    /// So many others are served that there is no room.
+    Busy,
     /// Any other reason.
     Other(u16),
 }
 
 impl RefusalCode {
-    const NAMED: [Self; 15] = [
+    const NAMED: [Self; 16] = [
         Self::Malformed,
         Self::Version,
         Self::Cluster,
@@ -142,6 +145,7 @@ impl RefusalCode {
         Self::Forgotten,
         Self::Snapshot,
         Self::Removed,
+        Self::Busy,
     ];
 
     fn number(self) -> u16 {
@@ -186,6 +190,13 @@ pub trait Gate {
     /// # Errors
     /// Why not; the other side is told.
     fn admit(&self, hello: &Hello) -> Result<(), Refusal>;
+
+    /// Whether an operator's tool may ask and command this node; it runs on this machine if `is_local`. It is asked instead
+    /// of [`Gate::admit`]: a tool has no identity, and nothing of it is remembered.
+    ///
+    /// # Errors
+    /// Why not; the tool is told.
+    fn admit_admin(&self, hello: &Hello, is_local: bool) -> Result<(), Refusal>;
 
     /// Ready when this node will know the admitted start of the other side again, even if it is started again itself.
     /// Nothing of the other side is answered before.
@@ -354,6 +365,23 @@ pub fn check_ends(ours: &Hello, theirs: &Hello) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// The same where the other side is an operator's tool, which may leave open whom it means.
+///
+/// # Errors
+/// It is none, or means another node.
+pub fn check_admin(me: NodeId, theirs: &Hello) -> Result<(), Refusal> {
+    if theirs.from != 0 {
+        let reason =
+            format!("node {} asks as an operator's tool, which is no node: it is to say that it is 0", theirs.from);
+        return Err(Refusal::new(RefusalCode::Malformed, reason));
+    }
+    if theirs.to != 0 && theirs.to != me {
+        let reason = format!("node {} was meant, and node {me} reached: correct the address", theirs.to);
+        return Err(Refusal::new(RefusalCode::WrongNode, reason));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -452,6 +480,16 @@ mod tests {
             assert!(refusal.reason.contains(expected), "{refusal}");
             assert_eq!(refusal.code, RefusalCode::SelfConnection);
         }
+    }
+
+    #[test]
+    fn a_tool_is_no_node_and_may_leave_open_whom_it_means() {
+        let code =
+            |from, to| check_admin(2, &Hello { role: Role::Admin, ..one(from, to) }).map_err(|refusal| refusal.code);
+        assert_eq!(code(0, 0), Ok(()));
+        assert_eq!(code(0, 2), Ok(()));
+        assert_eq!(code(0, 3), Err(RefusalCode::WrongNode));
+        assert_eq!(code(1, 2), Err(RefusalCode::Malformed));
     }
 
     #[test]

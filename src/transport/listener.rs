@@ -10,6 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
+use super::admin_service;
 use super::greet::{self, GreetError};
 use super::handshake::Role;
 use super::options::Options;
@@ -104,11 +105,13 @@ async fn answer(
     let source = source_of(from);
     match answered {
         Ok(Ok(greeted)) if greeted.hello.role == Role::Snapshot => snapshot_receiver::admit(&peers, greeted, stream),
+        Ok(Ok(greeted)) if greeted.hello.role == Role::Admin => admin_service::admit(&peers, greeted, stream, from),
         Ok(Ok(greeted)) => {
             peers.admit(greeted, stream, false);
         }
         Ok(Err(GreetError::ByUs { peer, refusal })) => peers.refused_inbound(peer, true, from, &refusal),
         Ok(Err(GreetError::ByThem { peer, refusal })) => peers.refused_inbound(peer, false, from, &refusal),
+        Ok(Err(GreetError::Tool(refusal))) => peers.refused_tool(from, &refusal),
         // Its text may hold what the stranger likes; its kind may not.
         Ok(Err(error)) => {
             if peers.may_say_of_strangers((source, discriminant(&error))) {

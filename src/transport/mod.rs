@@ -8,6 +8,7 @@
 //! | [`events`] | what the network tells the driver |
 //! | [`quiet`] | saying the same thing only so often |
 //! | [`snapshots`] | snapshots, each on a connection of its own |
+//! | [`admin_messages`], [`admin_client`] | what operators' tools ask, and how they do; `admin_service` answers them |
 //! | [`network`] | [`Network`]: the listener, one dialer per peer, the routes |
 //!
 //! All of one node's network runs on one thread, the driver's: every task is a local task, nothing is locked.
@@ -17,8 +18,12 @@
 //! that connection's writer task finish the rest. No message has a task of its own, so a connection is one ordered
 //! stream.
 
+pub mod admin_client;
+pub mod admin_messages;
+mod admin_service;
 mod backlog;
 pub mod batch;
+mod checked;
 mod connection;
 mod dialer;
 pub mod events;

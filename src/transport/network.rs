@@ -9,6 +9,7 @@ use raft::eraftpb::Message;
 use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
 
+use super::admin_messages::Response;
 use super::events::Events;
 use super::handshake::Gate;
 use super::options::Options;
@@ -146,6 +147,11 @@ impl Network {
     /// Another one of the same group is cancelled.
     pub fn send_snapshot(&mut self, to: NodeId, group: GroupId, message: &Message, file: Arc<dyn SnapshotFile>) {
         self.peers.snapshots.send(&self.peers, to, group, message, file);
+    }
+
+    /// Answers a request of an operator's tool ([`Event::Asked`](super::Event::Asked)); does nothing if that is gone.
+    pub fn answer(&self, connection: u64, response: &Response) {
+        self.peers.tools.answer(connection, response);
     }
 
     /// Writes this round's batches, without waiting: what a socket does not take, its connection's task writes later.

@@ -24,6 +24,7 @@ use crate::engine::NodeId;
 use crate::storage::snapshot::{SnapshotName, SnapshotStore};
 use crate::test_log::TestLog;
 
+mod admin;
 mod proxy;
 mod snapshots;
 mod test_store;
@@ -89,6 +90,10 @@ impl Gate for TestGate {
             return Err(Refusal::new(RefusalCode::NotAMember, format!("node {} is not a member", hello.from)));
         }
         Ok(())
+    }
+
+    fn admit_admin(&self, hello: &Hello, _is_local: bool) -> Result<(), Refusal> {
+        self.admit(hello)
     }
 
     fn admit_snapshot(&self, _from: NodeId, _name: &SnapshotName) -> Result<(), Refusal> {

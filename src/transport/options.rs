@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::admin_messages::REQUEST_BYTES_MAX;
 use super::resolve::{Resolve, SystemResolver};
 use super::snapshot_frames::PIECE_BYTES_MAX;
 
@@ -37,6 +38,16 @@ pub struct Options {
     pub snapshot_piece_bytes: usize,
     /// A snapshot that did not get on for so long is given up.
     pub snapshot_patience: Duration,
+    /// Connections of operators' tools at once; of those that wait for nothing, the oldest makes room for the next.
+    pub admin_connections_max: usize,
+    /// The largest request of a tool.
+    pub admin_request_bytes_max: usize,
+    /// Requests of one tool that are under way at once; it is not read on meanwhile.
+    pub admin_in_flight_max: usize,
+    /// A tool that waits for nothing and asks nothing for so long, or does not read its answers, is cut off.
+    pub admin_idle: Duration,
+    /// The longest that a request of a tool is worked on, whatever it says.
+    pub admin_timeout_max: Duration,
     /// Looks up addresses.
     pub resolver: Rc<dyn Resolve>,
 }
@@ -58,6 +69,11 @@ impl Default for Options {
             snapshot_bytes_per_s: 64 << 20,
             snapshot_piece_bytes: PIECE_BYTES_MAX,
             snapshot_patience: Duration::from_secs(30),
+            admin_connections_max: 16,
+            admin_request_bytes_max: REQUEST_BYTES_MAX,
+            admin_in_flight_max: 8,
+            admin_idle: Duration::from_secs(60),
+            admin_timeout_max: Duration::from_secs(3600),
             resolver: Rc::new(SystemResolver),
         }
     }

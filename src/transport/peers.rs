@@ -13,6 +13,7 @@ use tokio::sync::{oneshot, Notify};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
+use super::admin_service::Tools;
 use super::batch::Batch;
 use super::connection::{configure, Connection, End};
 use super::events::{Event, Events};
@@ -38,6 +39,7 @@ pub(super) struct Peers {
     pub options: Options,
     pub events: Events,
     pub snapshots: Snapshots,
+    pub tools: Tools,
     peers: RefCell<BTreeMap<NodeId, Peer>>,
     epoch: Cell<u64>,
     quiet: RefCell<Quiet>,
@@ -98,6 +100,7 @@ impl Peers {
             me,
             gate,
             snapshots: Snapshots::new(store, &options),
+            tools: Tools::default(),
             options,
             events,
             peers: RefCell::default(),
@@ -160,6 +163,14 @@ impl Peers {
             tracing::warn!(node = self.me, peer, %from, ?code, "node {peer} dialled, and refused this node: {reason}");
         }
         self.events.push(Event::Refused { peer, by_us, dialled: false, code, reason }, 0);
+    }
+
+    /// Logs that an operator's tool and this node do not fit.
+    pub fn refused_tool(&self, from: SocketAddr, refusal: &Refusal) {
+        let Refusal { code, reason } = refusal;
+        if self.may_say_of_strangers((code, reason)) {
+            tracing::warn!(node = self.me, %from, ?code, "turned away an operator's tool: {reason}");
+        }
     }
 
     /// Logs and tells that a peer and this node, which dialled it, do not fit.
@@ -446,6 +457,7 @@ impl Peers {
         while let Some(connection) = self.say_goodbye() {
             connection.closed().await;
         }
+        self.tools.part().await;
     }
 
     /// Returns one of the connections that are still open.

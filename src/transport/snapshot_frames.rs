@@ -13,7 +13,8 @@
 use prost::Message as _;
 use raft::eraftpb::{Message, MessageType, SnapshotMetadata};
 
-use super::wire::{self, begin, decode_message, end, put_string, Fields, Kind, WireError, PROTOCOL_VERSION};
+use super::checked::{checked, checksum_ahead, frame, put_checksum};
+use super::wire::{self, decode_message, put_string, Fields, Kind, WireError};
 use crate::engine::GroupId;
 use crate::storage::snapshot::SnapshotName;
 
@@ -156,39 +157,12 @@ fn short(kind: Kind, group: GroupId, body: &[u8]) -> Vec<u8> {
     frame(kind, group, body.len(), |buffer| buffer.extend_from_slice(body)).unwrap_or_default()
 }
 
-fn frame(kind: Kind, group: GroupId, bytes_max: usize, put: impl FnOnce(&mut Vec<u8>)) -> Result<Vec<u8>, WireError> {
-    let mut buffer = Vec::new();
-    let start = begin(&mut buffer, PROTOCOL_VERSION, kind, group);
-    put(&mut buffer);
-    end(&mut buffer, start, bytes_max)?;
-    Ok(buffer)
-}
-
-/// Leaves room for the checksum of what follows.
-fn checksum_ahead(buffer: &mut Vec<u8>) -> usize {
-    buffer.extend_from_slice(&[0; 4]);
-    buffer.len()
-}
-
-fn put_checksum(buffer: &mut [u8], checked: usize) {
-    let (front, rest) = buffer.split_at_mut(checked);
-    if let Some(place) = front.last_chunk_mut() {
-        *place = crc32fast::hash(rest).to_le_bytes();
-    }
-}
-
-/// What follows the checksum, if it fits.
-fn checked(body: &[u8]) -> Option<&[u8]> {
-    let mut fields = Fields { rest: body };
-    (fields.u32()? == crc32fast::hash(fields.rest)).then_some(fields.rest)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
     use raft::eraftpb::Snapshot;
 
-    use super::super::wire::{Header, HEADER_LEN};
+    use super::super::wire::{Header, HEADER_LEN, PROTOCOL_VERSION};
     use super::*;
 
     fn announced(name: SnapshotName) -> Message {

@@ -77,6 +77,10 @@ pub enum Kind {
     SnapshotWait = 15,
     /// The receiver has the whole file, durably; its body is empty.
     SnapshotDone = 16,
+    /// What an operator's tool asks, [`super::admin_messages`]; this and the next on a connection of such a tool alone.
+    AdminRequest = 17,
+    /// What the node answers.
+    AdminResponse = 18,
 }
 
 impl Kind {
@@ -98,6 +102,8 @@ impl Kind {
             14 => Self::SnapshotData,
             15 => Self::SnapshotWait,
             16 => Self::SnapshotDone,
+            17 => Self::AdminRequest,
+            18 => Self::AdminResponse,
             other => return Err(WireError::Kind(other)),
         })
     }
@@ -623,7 +629,7 @@ mod tests {
         }
 
         #[test]
-        fn headers_survive_the_round_trip(kind in 1..17_u8, group in any::<u64>(), body in any::<Vec<u8>>()) {
+        fn headers_survive_the_round_trip(kind in 1..19_u8, group in any::<u64>(), body in any::<Vec<u8>>()) {
             let kind = Kind::from_byte(kind).map_err(|e| TestCaseError::fail(e.to_string()))?;
             let mut buffer = vec![7; 3];
             let start = begin(&mut buffer, 1, kind, group);

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use raft::eraftpb::{Entry, Message, MessageType};
 
 use super::*;
-use crate::driver::options::{Listen, Tuning};
+use crate::driver::options::{AdminFrom, Listen, Tuning};
 use crate::driver::port::{Completions, Cursor, Inbox, Wake};
 use crate::driver::WakeDriver;
 use crate::engine::command::Command;
@@ -48,6 +48,7 @@ fn tuning() -> Tuning {
         snapshot_trail: 0,
         snapshot_rate: 1 << 26,
         insecure: false,
+        admin_from: AdminFrom::Localhost,
     }
 }
 
