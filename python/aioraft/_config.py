@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from ._errors import ConfigError, shown
 
@@ -59,6 +59,10 @@ class Config:
     insecure: bool = False
     """Allow listening on an address that other machines can reach, though nothing is encrypted or authenticated."""
 
+    admin_from: Literal["localhost", "anywhere"] = "localhost"
+    """Where the commands of `aioraft` (`status`, `remove` and so on) are taken from: from the node's own machine, or from
+    whoever reaches its port."""
+
     def __post_init__(self) -> None:
         """Check every field, then how they fit together."""
         _seconds(self, "election_timeout", least=0.01, most=3600)
@@ -80,6 +84,8 @@ class Config:
         _count(self, "snapshot_rate", least=1 * _KIB, most=2**40)
         if not isinstance(self.insecure, bool):
             raise ConfigError(f"Config.insecure = {shown(self.insecure)}: it must be True or False")
+        if self.admin_from not in ("localhost", "anywhere"):
+            raise ConfigError(f"Config.admin_from = {shown(self.admin_from)}: it must be 'localhost' or 'anywhere'")
         if self.election_timeout < 3 * self.heartbeat_interval:
             raise ConfigError(
                 f"Config.election_timeout = {self.election_timeout!r} is less than three times heartbeat_interval = "

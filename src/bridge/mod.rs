@@ -16,6 +16,7 @@
 //! | [`faults`] | faults put in on purpose, for tests |
 //! | [`settings`], [`listen_at`], [`payload`], [`status`], [`errors`] | conversions |
 //! | [`hints`] | what the type stubs say |
+//! | [`admin`] | `AdminClient`: asks a node what operators ask |
 //! | [`inspect`] | what a data directory holds, without a node |
 //! | [`logging`] | tracing and slog events on their way to Python's `logging` |
 //! | [`start`] | the one place where the driver is started |
@@ -27,6 +28,8 @@
 //! is left to whoever next holds the GIL. And no Python code runs, not even a deallocation, while [`state`] is locked, because any Python code may
 //! call back into `Core`.
 
+#[cfg(feature = "python")]
+pub mod admin;
 #[cfg(feature = "python")]
 pub mod bell;
 #[cfg(feature = "python")]
@@ -86,6 +89,8 @@ pub mod world;
 pub mod _core {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use super::admin::AdminClient;
     #[pymodule_export]
     use super::capture::Capture;
     #[pymodule_export]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use pyo3::prelude::*;
 
 use super::errors::ConfigError;
-use super::start::Tuning;
+use super::start::{AdminFrom, Tuning};
 
 /// The fields of a `Config` that the core needs.
 pub struct Settings {
@@ -35,6 +35,7 @@ impl Settings {
                 snapshot_trail: config.getattr("snapshot_trail")?.extract()?,
                 snapshot_rate: config.getattr("snapshot_rate")?.extract()?,
                 insecure: config.getattr("insecure")?.extract()?,
+                admin_from: admin_from(config)?,
             },
             max_pending_proposals: config.getattr("max_pending_proposals")?.extract()?,
             max_pending_bytes: config.getattr("max_pending_bytes")?.extract()?,
@@ -46,6 +47,16 @@ impl Settings {
 fn count_or_never(config: &Bound<'_, PyAny>, field: &str) -> PyResult<u64> {
     let value: Option<u64> = config.getattr(field)?.extract()?;
     Ok(value.unwrap_or(u64::MAX))
+}
+
+fn admin_from(config: &Bound<'_, PyAny>) -> PyResult<AdminFrom> {
+    match config.getattr("admin_from")?.extract::<String>()?.as_str() {
+        "localhost" => Ok(AdminFrom::Localhost),
+        "anywhere" => Ok(AdminFrom::Anywhere),
+        other => Err(ConfigError::new_err(format!(
+            "Config.admin_from = {other:?}: it must be \"localhost\" or \"anywhere\""
+        ))),
+    }
 }
 
 fn seconds(config: &Bound<'_, PyAny>, field: &str) -> PyResult<Duration> {

@@ -4,7 +4,7 @@ use crate::driver::port::Wake;
 
 use super::echo;
 
-pub use crate::driver::{Listen, Options, SpawnError, Spawned, Tuning};
+pub use crate::driver::{AdminFrom, Listen, Options, SpawnError, Spawned, Tuning};
 
 /// Starts the driver's thread; `is_echo` starts one without Raft.
 pub fn start_driver(options: Options, application: Box<dyn Wake>, is_echo: bool) -> Result<Spawned, SpawnError> {

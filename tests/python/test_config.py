@@ -13,7 +13,8 @@ from aioraft._errors import shown
 
 SECONDS = ["election_timeout", "heartbeat_interval", "propose_timeout", "read_timeout", "close_timeout"]
 OPTIONAL = ["snapshot_entries", "snapshot_bytes"]
-COUNTS = [field.name for field in dataclasses.fields(aioraft.Config) if field.name not in [*SECONDS, "insecure"]]
+OTHERS = ["insecure", "admin_from"]
+COUNTS = [field.name for field in dataclasses.fields(aioraft.Config) if field.name not in [*SECONDS, *OTHERS]]
 
 
 def test_defaults_are_valid_and_frozen() -> None:
@@ -51,6 +52,14 @@ def test_only_deadlines_and_what_may_never_come_may_be_none() -> None:
 def test_insecure_is_a_decision() -> None:
     with pytest.raises(aioraft.ConfigError, match="insecure = 1"):
         aioraft.Config(insecure=1)  # type: ignore[arg-type]
+
+
+def test_where_operators_may_come_from_is_one_of_two() -> None:
+    assert aioraft.Config().admin_from == "localhost"
+    assert aioraft.Config(admin_from="anywhere").admin_from == "anywhere"
+    for value in ("loopback", "", None, True):
+        with pytest.raises(aioraft.ConfigError, match=r"Config\.admin_from = .*'localhost' or 'anywhere'"):
+            aioraft.Config(admin_from=value)  # type: ignore[arg-type]
 
 
 def test_an_election_takes_several_lost_heartbeats() -> None:
