@@ -237,7 +237,8 @@ impl transport::Gate for Gate {
     fn admit_admin(&self, hello: &Hello, is_local: bool) -> Result<(), Refusal> {
         let members = self.members.borrow();
         let (me, cluster) = (members.record.id, &members.record.cluster);
-        if !is_local && self.admin_from == AdminFrom::Localhost {
+        // Whoever wants to join comes from another machine, and may ask for nothing else.
+        if hello.role == Role::Admin && !is_local && self.admin_from == AdminFrom::Localhost {
             let reason = format!(
                 "node {me} takes commands of operators only from its own machine: call from there, or through an SSH \
                  tunnel to it; Config(admin_from=\"anywhere\") would take them from whoever reaches its port"

@@ -131,7 +131,8 @@ impl Report {
         let snapshot = self.read_snapshots(&snapshots, &state)?;
         // What is committed is gone through as a start does it; not by a log that cannot be read to its end.
         if self.damage.is_empty() {
-            self.replicated = self.go_on(state, snapshot, log.reader).unwrap_or_else(|error| {
+            let applied = self.node.as_ref().map(|record| go_on(record, state, snapshot, log.reader));
+            self.replicated = applied.unwrap_or(Ok(None)).unwrap_or_else(|error| {
                 self.damage.push(error);
                 None
             });
@@ -156,49 +157,49 @@ impl Report {
         self.snapshot_members = snapshot.as_ref().map(|(name, meta)| (name.index, meta.conf_state.clone()));
         Ok(snapshot)
     }
+}
 
-    /// Lets an engine go on from the log up to what is known to be committed. It hears of no time that passes and of no
-    /// other node, and nobody runs its effects: it does nothing but apply.
-    fn go_on(
-        &self,
-        state: GroupState,
-        snapshot: Option<(SnapshotName, Meta)>,
-        reader: Arc<dyn LogReader>,
-    ) -> Result<Option<Replicated>, String> {
-        let Some(record) = &self.node else { return Ok(None) };
-        let Stage::Formed(identities) = &record.stage else { return Ok(None) };
-        let settings = Settings {
-            id: record.id,
-            // As the next start would: the log must hold nothing of that one yet.
-            boot: record.boot.saturating_add(1),
-            nonce: 0,
-            voters: identities.keys().copied().collect(),
-            election_ticks: 10,
-            seed: 0,
-            heartbeat_ticks: 1,
-            max_entry_bytes: u64::MAX,
-            max_message_bytes: READ_BYTES,
-            max_inflight_messages: 1,
-            max_uncommitted_bytes: READ_BYTES,
-            max_fresh_bytes: 0,
-            entry_cache_bytes: 0,
-            snapshots: SnapshotPolicy { possible: false, entries: u64::MAX, bytes: u64::MAX, trail: 0 },
-        };
-        let opening = Opening { state, snapshot, durable: None, is_fresh: false };
-        let applied = catch_unwind(AssertUnwindSafe(|| -> Result<Replicated, Fault> {
-            let logger = slog::Logger::root(slog::Discard, slog::o!());
-            let mut engine = Engine::new(&settings, opening, reader, &logger)?;
-            loop {
-                engine.poll(Now::default())?;
-                if !engine.has_more() {
-                    return Ok(engine.replicated());
-                }
+/// Lets an engine go on from the log up to what is known to be committed. It hears of no time that passes and of no other
+/// node, and nobody runs its effects: it does nothing but apply. `None` before the cluster is formed.
+pub(super) fn go_on(
+    record: &NodeRecord,
+    state: GroupState,
+    snapshot: Option<(SnapshotName, Meta)>,
+    reader: Arc<dyn LogReader>,
+) -> Result<Option<Replicated>, String> {
+    let Stage::Formed(identities) = &record.stage else { return Ok(None) };
+    let settings = Settings {
+        id: record.id,
+        // As the next start would: the log must hold nothing of that one yet.
+        boot: record.boot.saturating_add(1),
+        nonce: 0,
+        voters: identities.keys().copied().collect(),
+        identities: identities.clone(),
+        election_ticks: 10,
+        seed: 0,
+        heartbeat_ticks: 1,
+        max_entry_bytes: u64::MAX,
+        max_message_bytes: READ_BYTES,
+        max_inflight_messages: 1,
+        max_uncommitted_bytes: READ_BYTES,
+        max_fresh_bytes: 0,
+        entry_cache_bytes: 0,
+        snapshots: SnapshotPolicy { possible: false, entries: u64::MAX, bytes: u64::MAX, trail: 0 },
+    };
+    let opening = Opening { state, snapshot, durable: None, is_fresh: false };
+    let applied = catch_unwind(AssertUnwindSafe(|| -> Result<Replicated, Fault> {
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let mut engine = Engine::new(&settings, opening, reader, &logger)?;
+        loop {
+            engine.poll(Now::default())?;
+            if !engine.has_more() {
+                return Ok(engine.replicated());
             }
-        }));
-        match applied {
-            Ok(applied) => applied.map(Some).map_err(|fault| fault.to_string()),
-            Err(_) => Err("the node would stop when it goes on from this log; please report this".to_owned()),
         }
+    }));
+    match applied {
+        Ok(applied) => applied.map(Some).map_err(|fault| fault.to_string()),
+        Err(_) => Err("the node would stop when it goes on from this log; please report this".to_owned()),
     }
 }
 
@@ -221,6 +222,7 @@ impl EntryCounts {
             Some(EntryType::EntryNormal) => match command::decode(&entry.data) {
                 Ok(header) => match header.kind {
                     Kind::Application => &mut self.application,
+                    Kind::Membership => &mut self.membership,
                 },
                 Err(_) => &mut self.unknown,
             },

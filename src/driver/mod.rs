@@ -13,6 +13,7 @@
 //! | `identity` | the node's own record |
 //! | `witness` | what is remembered of a peer, so that a rolled-back one is known |
 //! | [`inspect`] | what a data directory holds, without a node |
+//! | [`recover`] | a cluster that has lost its quorum for good goes on from one directory |
 //! | [`clock`] | the only place where clocks are read |
 
 pub mod capture;
@@ -25,6 +26,7 @@ mod node;
 pub mod options;
 pub(crate) mod persister;
 pub mod port;
+pub mod recover;
 pub(crate) mod start;
 #[cfg(test)]
 mod tests;

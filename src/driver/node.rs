@@ -70,13 +70,16 @@ enum Stop {
 /// Runs one node from its start to its end; the caller's thread is the driver's thread. Returns why it stopped, if it
 /// was not asked to.
 pub async fn run(mut options: Options, port: Port, wake: Arc<Notify>) -> Option<Fatal> {
-    let id = options.id;
     let started = start::start(&mut options);
+    let id = options.id;
     let fatal = match started.and_then(|started| Node::new(options, started, port, wake)) {
         Ok(node) => node.run().await,
-        Err(error) => {
-            Some(Fatal { message: error.to_string(), is_misconfigured: error.is_misconfiguration(), ended: None })
-        }
+        Err(error) => Some(Fatal {
+            message: error.to_string(),
+            is_misconfigured: error.is_misconfiguration(),
+            has_no_place: matches!(error, StartError::NoPlace(_)),
+            ended: None,
+        }),
     };
     if let Some(Fatal { message, .. }) = &fatal {
         tracing::error!(node = id, "{message}");
@@ -742,6 +745,10 @@ impl Node {
     }
 
     fn run_effect(&mut self, effect: Effect) {
+        if let Effect::Changed { token: membership::OWN, .. } | Effect::Failed { token: membership::OWN, .. } = effect {
+            self.own_change = false;
+            return;
+        }
         let Some(effect) = self.answer_tool(effect) else { return };
         match effect {
             Effect::Send(message) => {
@@ -765,9 +772,6 @@ impl Node {
                 let Rejection { boot, numbers, reason } = rejection;
                 let rejected = transport::Rejected { boot, numbers, leader, term, reason };
                 self.network.send_rejected(to, APPLICATION_GROUP, &rejected);
-            }
-            Effect::Changed { token: membership::OWN, .. } | Effect::Failed { token: membership::OWN, .. } => {
-                self.own_change = false;
             }
             Effect::Failed { token, failure } => self.completions.push(Completion::Failed { token, failure }),
             Effect::Barrier { token, index } => self.completions.push(Completion::Barrier { token, index }),

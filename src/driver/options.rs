@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::faults::Faults;
 use super::port::Port;
+use crate::engine::formation::Identity;
 use crate::engine::{NodeId, FORWARDED_BYTES_MAX};
 use crate::transport;
 
@@ -34,8 +35,19 @@ pub struct Options {
     pub logger: slog::Logger,
     /// Where everything else logs to, on the node's own threads.
     pub dispatch: tracing::Dispatch,
+    /// A node that joins by its name; `None` for one whose operator adds and promotes it.
+    pub joins: Option<Joins>,
     /// Faults put in on purpose, by tests.
     pub faults: Option<Faults>,
+}
+
+/// How a node joins by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Joins {
+    /// Its name: a member that had it before and is gone leaves when this node gets its vote.
+    pub name: String,
+    /// The identity of its data directory, if that is new: the cluster knows it already.
+    pub identity: Option<Identity>,
 }
 
 /// Where to listen.

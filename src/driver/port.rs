@@ -97,6 +97,8 @@ pub struct Fatal {
     pub message: String,
     /// It never ran, because of what it was started with and not because of its disk.
     pub is_misconfigured: bool,
+    /// Its directory holds no node yet, and nobody has said which one it is to be.
+    pub has_no_place: bool,
     /// It has no part in its cluster any more.
     pub ended: Option<Ended>,
 }
@@ -104,7 +106,7 @@ pub struct Fatal {
 impl Fatal {
     /// What befell the node itself.
     pub fn here(message: String) -> Self {
-        Self { message, is_misconfigured: false, ended: None }
+        Self { message, is_misconfigured: false, has_no_place: false, ended: None }
     }
 }
 

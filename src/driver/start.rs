@@ -35,6 +35,9 @@ pub enum StartError {
     /// The engine's part of the snapshot.
     #[error(transparent)]
     Snapshot(MetaError),
+    /// Nobody has said which node it is to be.
+    #[error("the data directory {0} holds no node yet, and no id was given")]
+    NoPlace(String),
     /// The system has no random numbers.
     #[error("the system's random number generator failed: {0}")]
     Random(getrandom::Error),
@@ -81,7 +84,7 @@ impl StartError {
     pub fn is_misconfiguration(&self) -> bool {
         use std::io::ErrorKind::{AddrInUse, AddrNotAvailable, PermissionDenied};
         match self {
-            Self::Members { .. } | Self::Exposed(_) => true,
+            Self::Members { .. } | Self::Exposed(_) | Self::NoPlace(_) => true,
             Self::Record { source, .. } => matches!(source, RecordError::Foreign { .. }),
             Self::Storage(error) => matches!(error, StorageError::NotADirectory { .. } | StorageError::Locked { .. }),
             Self::Listen { source, .. } => {
@@ -106,9 +109,28 @@ pub fn start(options: &mut Options) -> Result<Started, StartError> {
         Some(dir) => storage::disk::open(dir)?,
         None => storage::memory::open(),
     };
-    let resumed = resume(options, opened, &Drawn::new().map_err(StartError::Random)?)?;
+    settle_id(options, &opened)?;
+    let mut drawn = Drawn::new().map_err(StartError::Random)?;
+    if let Some(identity) = options.joins.as_ref().and_then(|joins| joins.identity) {
+        drawn.identity = identity;
+    }
+    let resumed = resume(options, opened, &drawn)?;
     let listener = listen(options)?;
     Ok(Started { resumed, listener })
+}
+
+/// A node that is known by its name only is the one that its directory says.
+fn settle_id(options: &mut Options, opened: &Opened) -> Result<(), StartError> {
+    if options.id != 0 {
+        return Ok(());
+    }
+    let stored = opened.node_records.get(identity::KEY).and_then(|record| identity::stored_id(record));
+    let dir = || options.data_dir.as_ref().map(|dir| dir.display().to_string()).unwrap_or_default();
+    options.id = stored.ok_or_else(|| StartError::NoPlace(dir()))?;
+    if let Some(address) = options.advertise.clone() {
+        options.members.insert(options.id, address);
+    }
+    Ok(())
 }
 
 /// What a node goes on with; nobody can reach it yet.
@@ -127,6 +149,9 @@ pub struct Resumed {
 pub fn resume(options: &Options, opened: Opened, drawn: &Drawn) -> Result<Resumed, StartError> {
     let Opened { mut writer, reader, mut groups, node_records, snapshots } = opened;
     let stored = node_records.get(identity::KEY).map(Vec::as_slice);
+    // One that was to found a cluster, has promised nothing yet, and joins another: it begins anew.
+    let begins_anew = options.joins.as_ref().is_some_and(|joins| joins.identity.is_some());
+    let stored = stored.filter(|record| !(begins_anew && identity::is_unformed(record)));
     let dir = || options.data_dir.as_ref().map(|dir| dir.display().to_string()).unwrap_or_default();
     let record = NodeRecord::boot(stored, options.id, &options.cluster, drawn);
     let record = record.map_err(|source| StartError::Record { dir: dir(), source })?;
@@ -170,7 +195,7 @@ fn check_members(options: &Options, stage: &Stage) -> Result<(), StartError> {
 }
 
 /// The snapshot that the log names, and the engine's part of it. Files that it does not name are leftovers (rule D1).
-fn open_snapshot(
+pub(super) fn open_snapshot(
     state: &GroupState,
     snapshots: &dyn SnapshotStore,
 ) -> Result<Option<(SnapshotName, Meta)>, StartError> {

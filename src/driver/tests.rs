@@ -3,17 +3,21 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use raft::eraftpb::{Message, MessageType};
 
 use super::gate::Ended;
+use super::options::Joins;
 use super::port::{now_ns, Failure, Request, Token};
 use super::*;
 use crate::engine::command::Command;
 use crate::engine::membership::{Change, Member};
 use crate::test_log::TestLog;
+use crate::transport::admin_client::Call;
+use crate::transport::admin_messages::{Answer, Ask, Join, Joined};
 
 mod admin;
 
@@ -183,6 +187,7 @@ pub(super) fn options(id: u64, members: &BTreeMap<u64, String>, listen: Listen, 
         durable_applied: None,
         logger: slog::Logger::root(slog::Discard, slog::o!()),
         dispatch: tracing::Dispatch::none(),
+        joins: None,
         faults: None,
     }
 }
@@ -393,6 +398,170 @@ fn a_new_node_waits_to_be_added_is_promoted_and_takes_the_place_of_another() {
     let mut gone = Host::start(options(1, &members, Listen::Address(members[&1].clone()), Some(dir.path())));
     gone.until("removed", |host| host.stopped.is_some());
     assert_eq!(gone.stopped.clone().flatten().unwrap().ended, Some(Ended::Removed));
+}
+
+/// Asks every node of `members` for a place until one gives it.
+fn join(members: &BTreeMap<u64, String>, name: &str, identity: u128, address: &str) -> Joined {
+    let ask = Ask::Join(Join {
+        name: name.into(),
+        identity: identity.to_be_bytes().to_vec(),
+        address: address.into(),
+        metadata: BTreeMap::new(),
+    });
+    let deadline = Instant::now() + DEADLINE;
+    while Instant::now() < deadline {
+        for address in members.values() {
+            let (address, cluster, ask) = (address.clone(), "test".to_owned(), ask.clone());
+            let call = Call { address, cluster, ask, timeout: Duration::from_secs(5) };
+            if let Ok(Answer::Joined(joined)) = call.run(&AtomicBool::new(false)) {
+                return joined;
+            }
+        }
+    }
+    panic!("nobody gave {name} a place");
+}
+
+fn named(id: u64, name: &str, identity: Option<u128>, options: Options) -> Options {
+    Options { id, joins: Some(Joins { name: name.into(), identity }), ..options }
+}
+
+#[test]
+fn a_node_that_joins_by_its_name_gets_an_id_and_a_vote_and_takes_the_place_of_its_lost_self() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut hosts, mut members) = cluster(3, Some(dir.path()));
+    hosts[&1].propose(1, b"x");
+    everybody_applies(&mut hosts, 1);
+    for (id, identity) in [(4, 0xd), (5, 0xe)] {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap().to_string();
+        let place = join(&members, "app-3", identity, &address);
+        assert_eq!(place.id, id);
+        assert_eq!(join(&members, "app-3", identity, &address).id, id, "asked again");
+        let mut listed = place.members.clone();
+        listed.insert(id, address.clone());
+        let start = options(id, &listed, Listen::Socket(socket), Some(dir.path()));
+        hosts.insert(id, Host::start(named(id, "app-3", Some(identity), start)));
+        members.insert(id, address.clone());
+        let voters = |host: &Host| {
+            let status = host.spawned.port.status.lock();
+            let peers = status.peers.iter().filter(|peer| peer.votes).map(|peer| peer.id);
+            peers.chain(status.votes.then_some(status.id)).collect::<std::collections::BTreeSet<_>>()
+        };
+        hosts.get_mut(&id).unwrap().until("has its vote", |host| voters(host) == [1, 2, 3, id].into());
+        let refused = Ask::Join(Join {
+            name: "app-3".into(),
+            identity: vec![7; 16],
+            address: "elsewhere:1".into(),
+            metadata: BTreeMap::new(),
+        });
+        if id == 4 {
+            // Started again, it knows who it is; and nobody else has its name while it runs.
+            hosts.remove(&4).unwrap().close();
+            let again = options(0, &place.members, Listen::Address(address.clone()), Some(dir.path()));
+            let dir = dir.path().join("4");
+            let again = Options { advertise: Some(address.clone()), data_dir: Some(dir), ..again };
+            let mut back = Host::start(named(0, "app-3", None, again));
+            back.propose(10, b"y");
+            back.until("resolved", |host| host.resolved.contains_key(&10));
+            let call = Call { address: members[&1].clone(), cluster: "test".into(), ask: refused, timeout: DEADLINE };
+            hosts.get_mut(&1).unwrap().until("connected", |host| {
+                host.spawned.port.status.lock().peers.iter().any(|peer| peer.id == 4 && peer.connected)
+            });
+            let problem = call.run(&AtomicBool::new(false)).unwrap_err().to_string();
+            assert!(problem.contains("app-3") && problem.contains("stop it first"), "{problem}");
+            back.close();
+            members.remove(&4);
+            hosts.get_mut(&1).unwrap().until("gone", |host| {
+                host.spawned.port.status.lock().peers.iter().any(|peer| peer.id == 4 && !peer.connected)
+            });
+        }
+    }
+    hosts[&5].propose(11, b"z");
+    hosts.get_mut(&5).unwrap().until("resolved", |host| host.resolved.contains_key(&11));
+}
+
+#[test]
+fn m3_a_cluster_that_lost_its_quorum_goes_on_from_one_directory_and_the_others_are_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut hosts, members) = cluster(3, Some(dir.path()));
+    for n in 0..50 {
+        hosts[&1].propose(n, &[n as u8; 100]);
+    }
+    everybody_applies(&mut hosts, 50);
+    let path = dir.path().join("1");
+    let locked = recover::foresee(&path).unwrap_err().to_string();
+    assert!(locked.contains("is used by another node"), "{locked}");
+    let ids = hosts.keys().copied().collect::<Vec<_>>();
+    ids.into_iter().for_each(|id| drop(hosts.remove(&id).unwrap().close()));
+    let foreseen = recover::foresee(&path).unwrap();
+    assert_eq!((foreseen.id, foreseen.lost.as_slice(), foreseen.copy.as_ref()), (1, &[2, 3][..], None));
+    let done = recover::recover(&path).unwrap();
+    assert_eq!((done.lost.as_slice(), done.last_index), (&[2, 3][..], foreseen.last_index));
+    assert!(done.last_wall_ns > 0);
+    let copy = done.copy.unwrap();
+    assert_eq!(inspect::inspect(&copy).unwrap().replicated.unwrap().conf_state.voters, [1, 2, 3], "as it was");
+    let report = inspect::inspect(&path).unwrap();
+    assert_eq!(report.damage, Vec::<String>::new());
+    assert_eq!(report.replicated.unwrap().conf_state.voters, [1]);
+    assert!(matches!(recover::foresee(&path), Err(recover::RecoverError::Alone(1))));
+
+    let mut one = Host::start(options(1, &members, Listen::Address(members[&1].clone()), Some(dir.path())));
+    one.propose(100, b"alone");
+    one.until("resolved", |host| host.resolved.contains_key(&100));
+    assert_eq!(one.applied.len(), 51, "nothing that its log held is gone");
+    // The others meet it, though they are a majority of what was.
+    let mut old =
+        [2, 3].map(|id| Host::start(options(id, &members, Listen::Address(members[&id].clone()), Some(dir.path()))));
+    for host in &mut old {
+        host.until("superseded", |host| host.stopped.is_some());
+        assert_eq!(host.stopped.clone().flatten().unwrap().ended, Some(Ended::Superseded));
+    }
+    // New members take their places.
+    for id in [4, 5] {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap().to_string();
+        let listed = BTreeMap::from([(1, members[&1].clone()), (id, address.clone())]);
+        let mut host = Host::start(options(id, &listed, Listen::Socket(socket), Some(dir.path())));
+        one.change(200 + id, vec![learner(id, &address)]);
+        one.change(300 + id, vec![Change::Promote(id)]);
+        host.until("applied", |host| host.applied.len() == 51);
+        hosts.insert(id, host);
+    }
+    one.close();
+    hosts[&4].propose(400, b"without the first");
+    hosts.get_mut(&4).unwrap().until("resolved", |host| host.resolved.contains_key(&400));
+}
+
+#[test]
+fn m3_what_cannot_be_recovered_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let nothing = recover::recover(dir.path()).unwrap_err().to_string();
+    assert!(nothing.contains("no node's data directory"), "{nothing}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "none was made");
+    let (mut hosts, _) = cluster(1, Some(dir.path()));
+    hosts.get_mut(&1).unwrap().until("leads", |host| host.leadership.leading_from.is_some());
+    hosts.remove(&1).unwrap().close();
+    let alone = recover::recover(&dir.path().join("1")).unwrap_err().to_string();
+    assert!(alone.contains("only member"), "{alone}");
+    let (mut sockets, members) = sockets(2);
+    let socket = Listen::Socket(sockets.remove(0));
+    let unformed = Options { data_dir: Some(dir.path().join("u")), ..options(1, &members, socket, None) };
+    let mut host = Host::start(unformed);
+    host.until("listens", |host| host.listening);
+    host.close();
+    let unformed = recover::recover(&dir.path().join("u")).unwrap_err().to_string();
+    assert!(unformed.contains("belongs to no cluster yet"), "{unformed}");
+}
+
+#[test]
+fn a_directory_without_a_node_has_no_place_until_somebody_gives_it_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, members) = sockets(3);
+    let start = options(0, &members, Listen::Address("127.0.0.1:0".into()), Some(dir.path()));
+    let mut host = Host::start(named(0, "app-3", None, start));
+    host.until("stopped", |host| host.stopped.is_some());
+    let fatal = host.stopped.clone().flatten().unwrap();
+    assert!(fatal.has_no_place && fatal.is_misconfigured, "{fatal:?}");
 }
 
 #[test]

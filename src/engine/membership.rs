@@ -67,7 +67,7 @@ pub enum Change {
         /// In the place of what was there.
         metadata: Option<Metadata>,
     },
-    /// A quorum is lost for good: this voter goes on alone (rule M3). Only `aioraft recover` writes it.
+    /// A quorum is lost for good: this member goes on alone (rule M3). Only `aioraft recover` writes it.
     Recover(NodeId),
 }
 
@@ -386,8 +386,11 @@ impl Membership {
                 Ok(*id)
             }
             Change::Recover(id) => {
-                if !plan.voters.contains(id) {
+                if !plan.members.contains_key(id) {
                     return unknown(id);
+                }
+                if plan.voters.insert(*id) {
+                    single(plan, *id, ConfChangeType::AddNode);
                 }
                 for other in self.members.keys().filter(|other| *other != id) {
                     plan.voters.remove(other);

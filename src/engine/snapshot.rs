@@ -60,7 +60,7 @@ impl Meta {
     /// For the head of a snapshot file.
     pub fn encode(&self) -> Vec<u8> {
         let stored = Stored {
-            version: VERSION,
+            version: if self.membership.is_some() { VERSION } else { VERSION_OF_FOUNDERS },
             conf_state: Some(self.conf_state.clone()),
             sessions: self.sessions.stored(),
             timestamp_ns: self.timestamp_ns,

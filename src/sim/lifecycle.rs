@@ -72,6 +72,7 @@ impl World {
             durable_applied: kept.as_ref().map(|kept| kept.through),
             logger: slog::Logger::root(slog::Discard, slog::o!()),
             dispatch: tracing::Dispatch::none(),
+            joins: None,
             faults: None,
         };
         let drawn = Drawn { identity: self.rng.u128(..), nonce: self.rng.u64(..), seed: self.rng.u64(..) };

@@ -118,11 +118,18 @@ impl Call {
             other => return Err(broken(&WireError::Unexpected(other))),
         };
         let version = greeting.common_version().map_err(CallError::TurnedAway)?;
-        if greeting.hello.role != Role::Admin {
+        if greeting.hello.role != self.role() {
             return Err(broken(&"it takes this tool for a node: upgrade it"));
         }
         line.write_all(&encode_confirm().map_err(|error| broken(&error))?).map_err(|error| broken(&error))?;
         Ok(version)
+    }
+
+    fn role(&self) -> Role {
+        match self.ask {
+            Ask::Join(_) => Role::Join,
+            _ => Role::Admin,
+        }
     }
 
     /// A tool is no node, and means whoever listens there.
@@ -136,7 +143,7 @@ impl Call {
             identity: 0,
             boot: 0,
             nonce: 0,
-            role: Role::Admin,
+            role: self.role(),
             advertise: String::new(),
             formation: Vec::new(),
             held: Held::default(),

@@ -111,11 +111,33 @@ pub enum Answer {
     #[prost(uint64, tag = "6")]
     Leads(NodeId),
     /// To [`Ask::Change`]: the entry of this index changed the membership.
-    #[prost(uint64, tag = "7")]
-    Changed(u64),
-    /// To [`Ask::Join`]: the id of the new node.
-    #[prost(uint64, tag = "8")]
-    Joined(NodeId),
+    #[prost(message, tag = "7")]
+    Changed(Changed),
+    /// To [`Ask::Join`]: who the new node is, and where the others are.
+    #[prost(message, tag = "8")]
+    Joined(Joined),
+}
+
+/// A change of the membership that has taken effect, or was so before.
+#[derive(Clone, PartialEq, Message)]
+pub struct Changed {
+    /// Where it stands in the log.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+    /// The ids concerned, in the order of the changes.
+    #[prost(uint64, repeated, tag = "2")]
+    pub ids: Vec<NodeId>,
+}
+
+/// A place in a cluster.
+#[derive(Clone, PartialEq, Message)]
+pub struct Joined {
+    /// The id of the new node.
+    #[prost(uint64, tag = "1")]
+    pub id: NodeId,
+    /// Where the members are dialled, by their ids.
+    #[prost(btree_map = "uint64, string", tag = "2")]
+    pub members: BTreeMap<NodeId, String>,
 }
 
 /// Why a request was not done.
@@ -158,6 +180,8 @@ pub enum ProblemKind {
     Closed = 4,
     /// The node's build does not know how.
     Unsupported = 5,
+    /// It was not done: the cluster is not formed yet.
+    Forming = 6,
 }
 
 /// How a node is. Times are in nanoseconds; counters begin at the node's start.
@@ -272,6 +296,9 @@ pub struct Members {
     /// In the order of their ids, the node that answers among them.
     #[prost(message, repeated, tag = "2")]
     pub members: Vec<Member>,
+    /// Counts removals and recoveries of the cluster.
+    #[prost(uint64, tag = "3")]
+    pub incarnation: u64,
 }
 
 /// A member of a cluster.
@@ -292,6 +319,9 @@ pub struct Member {
     /// What is said of it.
     #[prost(btree_map = "string, string", tag = "5")]
     pub metadata: BTreeMap<String, String>,
+    /// A connection to it is up, or it is the node that answers.
+    #[prost(bool, tag = "6")]
+    pub connected: bool,
 }
 
 /// A whole AdminRequest frame.
@@ -392,6 +422,7 @@ mod tests {
                 votes,
                 identity: identity.to_vec(),
                 metadata,
+                connected: !votes,
             };
             members.into_iter().map(member).collect::<Vec<_>>()
         });
@@ -404,12 +435,14 @@ mod tests {
                 let status = Status { id, term, leader, commit, cluster, peers, ..Status::default() };
                 Some(Answer::Status(Box::new(status)))
             }),
-            (any::<u64>(), members)
-                .prop_map(|(leader, members)| { Some(Answer::Members(Members { leader, members })) }),
+            (any::<[u64; 2]>(), members).prop_map(|([leader, incarnation], members)| {
+                Some(Answer::Members(Members { leader, members, incarnation }))
+            }),
             any::<u64>().prop_map(|index| Some(Answer::Snapshot(index))),
             any::<u64>().prop_map(|leader| Some(Answer::Leads(leader))),
-            any::<u64>().prop_map(|index| Some(Answer::Changed(index))),
-            any::<u64>().prop_map(|id| Some(Answer::Joined(id))),
+            (any::<u64>(), any::<Vec<u64>>()).prop_map(|(index, ids)| Some(Answer::Changed(Changed { index, ids }))),
+            (any::<u64>(), proptest::collection::btree_map(any::<u64>(), ".{0,20}", 0..4))
+                .prop_map(|(id, members)| Some(Answer::Joined(Joined { id, members }))),
         ]
     }
 

@@ -15,13 +15,13 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep_until, timeout, Instant};
 
 use super::admin_messages::{
-    decode_request, encode_response, Answer, Problem, ProblemKind, Response, REQUEST_BYTES_MAX,
+    decode_request, encode_response, Answer, Ask, Problem, ProblemKind, Response, REQUEST_BYTES_MAX,
 };
 use super::connection::configure;
 use super::events::Event;
 use super::frames::{read_frame, FrameError};
 use super::greet::{linger, say_no, Greeted};
-use super::handshake::{Refusal, RefusalCode};
+use super::handshake::{Refusal, RefusalCode, Role};
 use super::peers::Peers;
 use super::wire::{Kind, WireError};
 
@@ -45,6 +45,8 @@ struct Entry {
 struct Tool {
     number: u64,
     version: u8,
+    /// What it may ask.
+    role: Role,
     /// Requests that are read and whose answers are not written.
     in_flight: Cell<usize>,
     /// There was a request.
@@ -106,6 +108,7 @@ pub(super) fn admit(peers: &Rc<Peers>, greeted: Greeted, mut stream: TcpStream, 
     let tool = Rc::new(Tool {
         number,
         version: greeted.version,
+        role: greeted.hello.role,
         in_flight: Cell::new(0),
         has_asked: Cell::new(false),
         answers: RefCell::default(),
@@ -220,6 +223,10 @@ impl Tool {
             other => return Err(WireError::Unexpected(other).into()),
         }
         let mut request = decode_request(&body)?;
+        if self.role == Role::Join && !matches!(request.ask, Some(Ask::Join(_))) {
+            let reason = "whoever comes to join the cluster may ask for nothing else";
+            return Err(End::Refused(Refusal::new(RefusalCode::Role, reason)));
+        }
         let most = u64::try_from(options.admin_timeout_max.as_millis()).unwrap_or(u64::MAX);
         request.timeout_ms = request.timeout_ms.min(most);
         self.active.set(Instant::now());

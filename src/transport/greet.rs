@@ -87,12 +87,12 @@ pub(super) async fn answer(stream: &mut TcpStream, gate: &dyn Gate) -> Result<Gr
     let (from, role) = (greeting.hello.from, greeting.hello.role);
     let is_local = is_here(stream.peer_addr()?.ip(), stream.local_addr()?.ip());
     let by_us = |refusal| match role {
-        Role::Admin => GreetError::Tool(refusal),
+        role if role.is_tool() => GreetError::Tool(refusal),
         _ => GreetError::ByUs { peer: from, refusal },
     };
     let ours = || Hello { role: role.answered(), ..gate.hello(from) };
     let judged = match role {
-        Role::Admin => judge_tool(&ours(), &greeting, is_local, gate),
+        role if role.is_tool() => judge_tool(&ours(), &greeting, is_local, gate),
         _ => judge(&ours(), &greeting, gate).await,
     };
     match judged {
@@ -101,7 +101,7 @@ pub(super) async fn answer(stream: &mut TcpStream, gate: &dyn Gate) -> Result<Gr
             stream.write_all(&encode_greeting(Kind::Welcome, &Greeting::new(ours))?).await?;
             match read_frame(stream).await? {
                 (Kind::Confirm, _) => {}
-                (Kind::Refuse, body) if role == Role::Admin => return Err(GreetError::Tool(decode_refusal(&body)?)),
+                (Kind::Refuse, body) if role.is_tool() => return Err(GreetError::Tool(decode_refusal(&body)?)),
                 (Kind::Refuse, body) => {
                     return Err(GreetError::ByThem { peer: from, refusal: decode_refusal(&body)? });
                 }
@@ -109,7 +109,7 @@ pub(super) async fn answer(stream: &mut TcpStream, gate: &dyn Gate) -> Result<Gr
             }
             // It took its time: the peer may have been removed meanwhile.
             let admitted = match role {
-                Role::Admin => gate.admit_admin(&greeting.hello, is_local),
+                role if role.is_tool() => gate.admit_admin(&greeting.hello, is_local),
                 _ => gate.admit(&greeting.hello),
             };
             if let Err(refusal) = admitted {

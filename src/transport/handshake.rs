@@ -25,6 +25,8 @@ pub enum Role {
     Admin = 3,
     /// A node of the cluster that sends one snapshot, on a connection of its own.
     Snapshot = 4,
+    /// Whoever wants to become a node of the cluster, and may ask for nothing else. It is no node yet, so `from` is 0.
+    Join = 5,
 }
 
 impl Role {
@@ -34,8 +36,14 @@ impl Role {
             2 => Self::Client,
             3 => Self::Admin,
             4 => Self::Snapshot,
+            5 => Self::Join,
             _ => return None,
         })
+    }
+
+    /// It asks, and is no node.
+    pub(super) fn is_tool(self) -> bool {
+        matches!(self, Self::Admin | Self::Join)
     }
 
     /// In what role a node answers one who dials in this one; another one if it does not serve it.
@@ -43,6 +51,7 @@ impl Role {
         match self {
             Self::Snapshot => Self::Snapshot,
             Self::Admin => Self::Admin,
+            Self::Join => Self::Join,
             Self::Peer | Self::Client => Self::Peer,
         }
     }
@@ -390,7 +399,13 @@ mod tests {
     use super::*;
 
     fn hello() -> impl Strategy<Value = Hello> {
-        let role = prop_oneof![Just(Role::Peer), Just(Role::Client), Just(Role::Admin), Just(Role::Snapshot)];
+        let role = prop_oneof![
+            Just(Role::Peer),
+            Just(Role::Client),
+            Just(Role::Admin),
+            Just(Role::Snapshot),
+            Just(Role::Join)
+        ];
         (any::<[u64; 8]>(), any::<[u128; 2]>(), role, ".{0,40}", ".{0,40}", any::<Vec<u8>>()).prop_map(
             |(
                 [incarnation, from, to, boot, nonce, term, vote, last_index],

@@ -105,7 +105,7 @@ async fn answer(
     let source = source_of(from);
     match answered {
         Ok(Ok(greeted)) if greeted.hello.role == Role::Snapshot => snapshot_receiver::admit(&peers, greeted, stream),
-        Ok(Ok(greeted)) if greeted.hello.role == Role::Admin => admin_service::admit(&peers, greeted, stream, from),
+        Ok(Ok(greeted)) if greeted.hello.role.is_tool() => admin_service::admit(&peers, greeted, stream, from),
         Ok(Ok(greeted)) => {
             peers.admit(greeted, stream, false);
         }

@@ -1,14 +1,19 @@
 //! What operators' tools ask a node. They use the engine's calls as the application does, under tokens of their own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Node;
 use crate::driver::clock;
 use crate::driver::port::{PeerStatus, DRIVER_TOKEN};
-use crate::engine::{Effect, Failure, NodeId, Token};
+use crate::engine::formation::Identity;
+use crate::engine::membership::{decode_changes, Change, Metadata};
+use crate::engine::{membership, Effect, Failure, NodeId, Token};
 use crate::transport::admin_messages::{
-    Answer, Ask, Member, Members, Peer, Problem, ProblemKind, Request, Response, Status,
+    Answer, Ask, Changed, Join, Joined, Member, Members, Peer, Problem, ProblemKind, Request, Response, Status,
 };
+
+/// Under this key stands a member's name in its metadata.
+pub(super) const NAME: &str = "name";
 
 /// Whom to answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +28,8 @@ struct Caller {
 pub(super) struct AdminCalls {
     begun: u64,
     callers: BTreeMap<Token, Caller>,
+    /// Those among them who want to become nodes.
+    joining: BTreeSet<Token>,
 }
 
 impl AdminCalls {
@@ -34,12 +41,14 @@ impl AdminCalls {
     }
 
     fn end(&mut self, token: Token) -> Option<Caller> {
+        self.joining.remove(&token);
         self.callers.remove(&token)
     }
 
     /// Nobody on this connection waits any more. What the engine has begun it goes on with.
     pub fn forget(&mut self, connection: u64) {
         self.callers.retain(|_, caller| caller.connection != connection);
+        self.joining.retain(|token| self.callers.contains_key(token));
     }
 }
 
@@ -74,15 +83,78 @@ impl Node {
                     self.engine.handle_transfer(token, Some(to).filter(|to| *to != 0), deadline_ns);
                 }
             },
-            Some(Ask::Change(_) | Ask::Join(_)) | None => {
+            Some(Ask::Change(change)) => match decode_changes(&change.encoded) {
+                // Only `aioraft recover` does that, to a directory that no node has open.
+                Some(changes) if changes.iter().any(|change| matches!(change, Change::Recover(_))) => {
+                    let reason = "a running cluster is not recovered: stop this node, and call `aioraft recover`";
+                    self.answer(caller, Err(Problem::new(ProblemKind::Refused, reason)));
+                }
+                Some(changes) => {
+                    tracing::info!(node = self.id, ?changes, "an operator changes the members");
+                    let token = self.admin_calls.begin(caller);
+                    self.change_members(token, &changes, deadline_ns);
+                }
+                None => self.answer(caller, Err(self.unknown_request())),
+            },
+            Some(Ask::Join(join)) => match self.check_join(&join) {
+                Ok(change) => {
+                    tracing::info!(node = self.id, "{:?} at {} asks to join the cluster", join.name, join.address);
+                    let token = self.admin_calls.begin(caller);
+                    self.admin_calls.joining.insert(token);
+                    self.change_members(token, &[change], deadline_ns);
+                }
+                Err(problem) => self.answer(caller, Err(problem)),
+            },
+            None => self.answer(caller, Err(self.unknown_request())),
+        }
+    }
+
+    fn unknown_request(&self) -> Problem {
+        let (me, version) = (self.id, env!("CARGO_PKG_VERSION"));
+        let reason = format!("node {me} runs aioraft {version}, which does not know this request: upgrade it");
+        Problem::new(ProblemKind::Unsupported, reason)
+    }
+
+    /// What lets a new node join. Its name may be a former member's, whose place it takes when it votes, but not that of
+    /// one that runs.
+    fn check_join(&self, join: &Join) -> Result<Change, Problem> {
+        let members = self.members.borrow();
+        if !members.formation.is_formed() {
+            return Err(Problem::new(ProblemKind::Forming, self.who_is_missing()));
+        }
+        let identity = <[u8; 16]>::try_from(join.identity.as_slice()).map_or(0, Identity::from_be_bytes);
+        if identity == 0 || join.name.is_empty() || join.address.is_empty() {
+            let reason = "whoever joins says its name, its address and the identity of its data directory";
+            return Err(Problem::new(ProblemKind::Refused, reason));
+        }
+        let namesakes = members
+            .formation
+            .membership()
+            .members
+            .iter()
+            .filter(|(_, member)| member.identity != identity && member.metadata.get(NAME) == Some(&join.name));
+        for (id, _) in namesakes {
+            if *id == self.id || self.network.connected(*id) {
                 let reason = format!(
-                    "node {} runs aioraft {}, which does not know this request: upgrade it",
-                    self.id,
-                    env!("CARGO_PKG_VERSION")
+                    "node {id} runs under the name {:?}: stop it first, or give the new node another name",
+                    join.name
                 );
-                self.answer(caller, Err(Problem::new(ProblemKind::Unsupported, reason)));
+                return Err(Problem::new(ProblemKind::Refused, reason));
             }
         }
+        let mut metadata: Metadata = join.metadata.clone();
+        metadata.insert(NAME.into(), join.name.clone());
+        let member = membership::Member { identity, address: join.address.clone(), metadata };
+        Ok(Change::AddLearner { id: 0, member })
+    }
+
+    fn joined(&self, id: NodeId) -> Joined {
+        let address = |id: &NodeId| match *id == self.id {
+            true => Some(self.own_address()),
+            false => self.network.address_of(*id),
+        };
+        let members = self.engine.membership().members.keys().filter(|member| **member != id);
+        Joined { id, members: members.filter_map(|id| Some((*id, address(id)?))).collect() }
     }
 
     /// Whom to ask for what only the leader can do, if that is not this node.
@@ -108,6 +180,10 @@ impl Node {
         let (token, answer) = match effect {
             Effect::Snapshot { token, index } if is_ours(token) => (token, Ok(Answer::Snapshot(index))),
             Effect::Transferred { token, leader } if is_ours(token) => (token, Ok(Answer::Leads(leader))),
+            Effect::Changed { token, index, ids } if is_ours(token) => match ids.first() {
+                Some(id) if self.admin_calls.joining.contains(&token) => (token, Ok(Answer::Joined(self.joined(*id)))),
+                _ => (token, Ok(Answer::Changed(Changed { index, ids }))),
+            },
             Effect::Failed { token, failure } if is_ours(token) => (token, Err(problem(failure))),
             other => return Some(other),
         };
@@ -157,22 +233,23 @@ impl Node {
     }
 
     fn members_for_operators(&self) -> Members {
-        let members = self.members.borrow();
-        let identities = members.formation.stage().identities();
-        let identity = |id: NodeId| match identities.and_then(|identities| identities.get(&id)) {
-            _ if id == self.id => members.record.identity.to_be_bytes().to_vec(),
-            Some(identity) => identity.to_be_bytes().to_vec(),
-            None => Vec::new(),
+        let conf = self.engine.conf_state();
+        let member = |(id, member): (&NodeId, &membership::Member)| Member {
+            id: *id,
+            address: match *id == self.id {
+                true => self.own_address(),
+                false => self.network.address_of(*id).unwrap_or_default(),
+            },
+            votes: conf.voters.contains(id) || conf.voters_outgoing.contains(id),
+            identity: if member.identity == 0 { Vec::new() } else { member.identity.to_be_bytes().to_vec() },
+            metadata: member.metadata.clone(),
+            connected: *id == self.id || self.network.connected(*id),
         };
-        let address = |id| match self.network.address_of(id) {
-            _ if id == self.id => self.own_address(),
-            address => address.unwrap_or_default(),
-        };
-        let member =
-            |id| Member { id, address: address(id), votes: true, identity: identity(id), metadata: BTreeMap::new() };
+        let membership = self.engine.membership();
         Members {
             leader: self.engine.leader().0.unwrap_or_default(),
-            members: self.options.members.keys().copied().map(member).collect(),
+            members: membership.members.iter().map(member).collect(),
+            incarnation: membership.incarnation,
         }
     }
 
@@ -191,7 +268,7 @@ fn is_ours(token: Token) -> bool {
 }
 
 fn peer(status: PeerStatus) -> Peer {
-    let PeerStatus { id, address, connected, trouble, matched, state } = status;
+    let PeerStatus { id, address, connected, trouble, matched, state, .. } = status;
     Peer { id, address, connected, trouble, matched, state: state.map(str::to_owned) }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::admin::NAME;
 use super::Node;
 use crate::driver::gate::{Ended, Members};
 use crate::engine::membership::{Change, Membership};
@@ -107,10 +108,11 @@ impl Node {
         if self.own_change || self.engine.leader().0.is_none() {
             return;
         }
-        let Some(change) = self.newcomer().or_else(|| self.moved()) else { return };
+        let changes = self.newcomer().or_else(|| self.moved()).map(|change| vec![change]).or_else(|| self.grown_up());
+        let Some(changes) = changes else { return };
         self.own_change = true;
         let deadline_ns = super::clock::boottime_ns().saturating_add(OWN_CHANGE.as_nanos() as u64);
-        self.engine.handle_change(OWN, &[change], deadline_ns);
+        self.engine.handle_change(OWN, &changes, deadline_ns);
     }
 
     fn newcomer(&self) -> Option<Change> {
@@ -124,6 +126,22 @@ impl Node {
             Some(Change::Update { id, identity, address: String::new(), metadata: None })
         });
         met.next()
+    }
+
+    /// A node that joins by itself asks for its vote, which the leader gives it when it has caught up. Whoever had its name
+    /// before is gone: its data directory is lost, or it could not have come as a new member.
+    fn grown_up(&self) -> Option<Vec<Change>> {
+        let name = &self.options.joins.as_ref()?.name;
+        let membership = self.engine.membership();
+        if !membership.members.contains_key(&self.id) || self.engine.conf_state().voters.contains(&self.id) {
+            return None;
+        }
+        let namesakes = membership.members.iter().filter(|(id, member)| {
+            let is_gone = **id != self.id && !self.network.connected(**id);
+            is_gone && member.metadata.get(NAME) == Some(name)
+        });
+        let gone = namesakes.map(|(id, _)| Change::Remove(*id));
+        Some(std::iter::once(Change::Promote(self.id)).chain(gone).collect())
     }
 
     fn moved(&self) -> Option<Change> {

@@ -104,6 +104,7 @@ impl Rig {
             durable_applied: None,
             logger: slog::Logger::root(slog::Discard, slog::o!()),
             dispatch: tracing::Dispatch::none(),
+            joins: None,
             faults: None,
         };
         let wake = Arc::new(Notify::new());

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use super::*;
+use crate::engine::membership::{self, encode_changes};
 use crate::transport::admin_client::{Call, CallError};
 use crate::transport::admin_messages::{Answer, Ask, Change, Join, Members, Problem, ProblemKind, Status};
 
@@ -47,7 +48,7 @@ fn any_node_says_how_it_is_and_who_the_members_are() {
         assert_eq!(status.version, env!("CARGO_PKG_VERSION"));
         assert_eq!(peers.len(), 2);
         assert!(peers.iter().all(|peer| peer.matched.is_some() == (*id == leader)), "{peers:?}");
-        let Ok(Answer::Members(Members { leader: named, members })) = ask(address, Ask::Members(())) else {
+        let Ok(Answer::Members(Members { leader: named, members, .. })) = ask(address, Ask::Members(())) else {
             panic!("no members")
         };
         assert_eq!(named, leader);
@@ -90,12 +91,17 @@ fn the_leader_hands_over_and_the_others_say_whom_to_ask() {
 fn what_this_build_cannot_do_is_said() {
     let (mut hosts, addresses) = cluster(1, None);
     led(&mut hosts);
-    for what in [Ask::Change(Change::default()), Ask::Join(Join::default())] {
-        let (kind, problem) = problem(ask(&addresses[&1], what));
-        assert_eq!(kind, ProblemKind::Unsupported);
-        assert!(problem.reason.contains("upgrade"), "{}", problem.reason);
-    }
-    let (kind, problem) = problem(ask(&addresses[&1], Ask::Snapshot(())));
+    let (kind, problem) = self::problem(ask(&addresses[&1], Ask::Change(Change::default())));
+    assert_eq!(kind, ProblemKind::Unsupported);
+    assert!(problem.reason.contains("upgrade"), "{}", problem.reason);
+    let (kind, problem) = self::problem(ask(&addresses[&1], Ask::Join(Join::default())));
+    assert_eq!(kind, ProblemKind::Refused);
+    assert!(problem.reason.contains("its name"), "{}", problem.reason);
+    let recover = encode_changes(&[membership::Change::Recover(1)]);
+    let (kind, problem) = self::problem(ask(&addresses[&1], Ask::Change(Change { encoded: recover })));
+    assert_eq!(kind, ProblemKind::Refused);
+    assert!(problem.reason.contains("aioraft recover"), "{}", problem.reason);
+    let (kind, problem) = self::problem(ask(&addresses[&1], Ask::Snapshot(())));
     assert_eq!(kind, ProblemKind::Refused);
     assert!(problem.reason.contains("no snapshot()"), "{}", problem.reason);
 }

@@ -3,6 +3,7 @@
 use raft::eraftpb::ConfState;
 
 use super::Engine;
+use crate::engine::membership::Membership;
 use crate::engine::session::SessionFigures;
 
 /// What every replica holds at the same index, beside the application's state.
@@ -14,6 +15,8 @@ pub struct Replicated {
     pub conf_state: ConfState,
     /// Which commands were applied.
     pub sessions: Vec<SessionFigures>,
+    /// What there is to the members beside their votes, and who was one.
+    pub membership: Membership,
     /// Replicated time, nanoseconds.
     pub timestamp_ns: u64,
 }
@@ -28,6 +31,7 @@ impl Engine {
             index: self.applier.applied(),
             conf_state,
             sessions: self.applier.sessions().figures(),
+            membership: self.membership().clone(),
             timestamp_ns: self.applier.timestamp_ns(),
         }
     }

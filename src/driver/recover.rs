@@ -1,0 +1,238 @@
+//! `aioraft recover`: a cluster whose quorum is lost for good goes on from one data directory (rule M3).
+//!
+//! What the log holds is taken for committed, all of it, and two entries are written behind it: one enters a joint
+//! configuration in which this node is the only voter that stays, the other leaves it. They are ordinary entries, so
+//! whoever reads the log later, or gets it from this node, comes to the same members; the incarnation that they begin is
+//! how the former members know that they are out, should they come back.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use prost::Message as _;
+use raft::eraftpb::{ConfChangeV2, Entry, EntryType};
+
+use super::identity::{self, NodeRecord};
+use super::inspect::go_on;
+use super::start::{open_snapshot, StartError};
+use crate::engine::command::{self, Command};
+use crate::engine::formation::Stage;
+use crate::engine::membership::{encode_changes, Change};
+use crate::engine::{NodeId, Replicated, APPLICATION_GROUP};
+use crate::storage::{self, Batch, GroupState, GroupWrite, LogReader, StorageError};
+
+/// Bytes of entries that are read at once.
+const READ_BYTES: u64 = 1 << 20;
+
+/// Why a directory is not recovered; nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// It cannot be opened, or its log cannot be written.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// Its node would not go on from it.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The log cannot be applied.
+    #[error("the log cannot be gone through to its end: {0}")]
+    Log(String),
+    /// There is nothing to recover.
+    #[error("the data directory {0} belongs to no cluster yet: there is nothing in it to recover")]
+    Unformed(PathBuf),
+    /// There is nothing to recover from.
+    #[error("node {0} is the only member of its cluster: it goes on by itself, start it")]
+    Alone(NodeId),
+    /// It has no part in the cluster.
+    #[error("node {0} was removed from its cluster: recover the directory of another node")]
+    Removed(NodeId),
+    /// There is no room for a copy, or it cannot be made.
+    #[error("no copy of the data directory can be kept at {to}: {source}; nothing was changed")]
+    Copy {
+        /// Where it should be.
+        to: PathBuf,
+        /// Why it is not there.
+        source: io::Error,
+    },
+}
+
+/// What a recovery does, or did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovery {
+    /// The node that goes on.
+    pub id: NodeId,
+    /// Its cluster.
+    pub cluster: String,
+    /// Who is left behind: these ids are never used again.
+    pub lost: Vec<NodeId>,
+    /// What is known here to be committed, and what the log holds: it is kept through there.
+    pub commit: u64,
+    /// The last entry that is kept.
+    pub last_index: u64,
+    /// Its term.
+    pub last_term: u64,
+    /// The wall clock of the leader that appended the last command, nanoseconds since 1970; 0 if there is none in the log.
+    pub last_wall_ns: u64,
+    /// Where the directory was copied to.
+    pub copy: Option<PathBuf>,
+}
+
+/// What [`recover`] would do to the directory. It is opened as by a start, and locked meanwhile.
+///
+/// # Errors
+/// It cannot be recovered.
+pub fn foresee(dir: &Path) -> Result<Recovery, RecoverError> {
+    Ok(prepare(dir)?.recovery)
+}
+
+/// Makes the directory's node the only member of a new incarnation of its cluster. A copy of the directory, as it was, is
+/// kept beside it.
+///
+/// # Errors
+/// It cannot be recovered; nothing has changed.
+pub fn recover(dir: &Path) -> Result<Recovery, RecoverError> {
+    let Prepared { mut opened, record, state, replicated, mut recovery } = prepare(dir)?;
+    recovery.copy = Some(keep_copy(dir)?);
+    let (group, batch) = entries(&record, &state, &replicated);
+    opened.writer.write(Batch { groups: vec![group], node_records: vec![batch], sync: true })?;
+    Ok(recovery)
+}
+
+struct Prepared {
+    opened: storage::Opened,
+    record: NodeRecord,
+    state: GroupState,
+    replicated: Replicated,
+    recovery: Recovery,
+}
+
+fn prepare(dir: &Path) -> Result<Prepared, RecoverError> {
+    // Opening would make one.
+    if !dir.join("log").is_dir() {
+        return Err(StorageError::NotADataDirectory { path: dir.to_path_buf() }.into());
+    }
+    let mut opened = storage::disk::open(dir)?;
+    let unformed = || RecoverError::Unformed(dir.to_path_buf());
+    let stored = opened.node_records.get(identity::KEY).ok_or_else(unformed)?;
+    let dir_text = || dir.display().to_string();
+    let record = NodeRecord::read(stored).map_err(|source| StartError::Record { dir: dir_text(), source })?;
+    if !matches!(record.stage, Stage::Formed(_)) {
+        return Err(unformed());
+    }
+    let state = opened.groups.remove(&APPLICATION_GROUP).ok_or_else(|| StartError::NoLog(dir_text()))?;
+    let snapshot = open_snapshot(&state, opened.snapshots.as_ref())?;
+    let commit = state.hard_state.commit;
+    let mut whole = state.clone();
+    whole.hard_state.commit = state.last_index;
+    let replicated = go_on(&record, whole, snapshot, opened.reader.clone()).map_err(RecoverError::Log)?;
+    let replicated = replicated.ok_or_else(unformed)?;
+    let id = record.id;
+    if replicated.membership.retired.contains(id) {
+        return Err(RecoverError::Removed(id));
+    }
+    let lost = replicated.membership.members.keys().copied().filter(|member| *member != id).collect::<Vec<_>>();
+    if lost.is_empty() {
+        return Err(RecoverError::Alone(id));
+    }
+    let recovery = Recovery {
+        id,
+        cluster: record.cluster.clone(),
+        lost,
+        commit,
+        last_index: state.last_index,
+        last_term: state.term(state.last_index).unwrap_or(0),
+        last_wall_ns: last_wall_ns(opened.reader.as_ref(), &state)?,
+        copy: None,
+    };
+    Ok(Prepared { opened, record, state, replicated, recovery })
+}
+
+/// What is written: the entries, and the node's record with the boot that they count for.
+fn entries(record: &NodeRecord, state: &GroupState, replicated: &Replicated) -> (GroupWrite, (Vec<u8>, Vec<u8>)) {
+    let term = state.hard_state.term.max(state.term(state.last_index).unwrap_or(0)) + 1;
+    let boot = record.boot + 1;
+    // No node runs as this boot, so no nonce has to tell it from another.
+    let record = NodeRecord { boot, nonce: 0, ..record.clone() };
+    let mut command = Command::membership(&encode_changes(&[Change::Recover(record.id)]));
+    command.set_origin(record.id, boot, 1);
+    command.set_floor(1);
+    command.set_time(replicated.timestamp_ns, wall_ns());
+    let leave = ConfChangeV2::default();
+    let mut changes = Vec::new();
+    if !replicated.conf_state.voters_outgoing.is_empty() {
+        changes.push(leave.clone());
+    }
+    let mut members = replicated.membership.clone();
+    let mut conf = replicated.conf_state.clone();
+    if !conf.voters_outgoing.is_empty() {
+        // What the first entry leaves behind.
+        conf.learners.append(&mut conf.learners_next);
+        conf.voters_outgoing.clear();
+        members.settle(&conf, state.last_index + 1);
+    }
+    if let Ok(plan) = members.plan(&conf, &[Change::Recover(record.id)]) {
+        changes.extend([plan.conf_change(command.into_bytes()), leave]);
+    }
+    let entries = changes.into_iter().zip(state.last_index + 1..).map(|(change, index)| {
+        let mut entry = Entry { term, index, data: change.encode_to_vec(), ..Default::default() };
+        entry.set_entry_type(EntryType::EntryConfChangeV2);
+        entry
+    });
+    let entries = entries.collect::<Vec<_>>();
+    let mut hard_state = state.hard_state.clone();
+    (hard_state.term, hard_state.vote) = (term, record.id);
+    hard_state.commit = entries.last().map_or(state.last_index, |last| last.index);
+    let group = GroupWrite { group: APPLICATION_GROUP, entries, hard_state: Some(hard_state), ..Default::default() };
+    (group, record.as_stored())
+}
+
+fn last_wall_ns(reader: &dyn LogReader, state: &GroupState) -> Result<u64, StorageError> {
+    let mut end = state.last_index + 1;
+    while end > state.truncated.0 + 1 {
+        let begin = end.saturating_sub(64).max(state.truncated.0 + 1);
+        let (mut at, mut newest) = (begin, None);
+        while at < end {
+            let entries = reader.entries(APPLICATION_GROUP, at, end, READ_BYTES)?;
+            at += entries.len().max(1) as u64;
+            let walls = entries.iter().filter_map(|entry| command::decode(&entry.data).ok());
+            newest = walls.map(|header| header.wall_ns).next_back().or(newest);
+        }
+        if let Some(newest) = newest {
+            return Ok(newest);
+        }
+        end = begin;
+    }
+    Ok(0)
+}
+
+fn wall_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}
+
+/// Copies the directory to a new one beside it; durable when this returns.
+fn keep_copy(dir: &Path) -> Result<PathBuf, RecoverError> {
+    let mut name = dir.canonicalize().unwrap_or_else(|_| dir.to_path_buf()).into_os_string();
+    name.push(format!(".before-recovery-{}", wall_ns() / 1_000_000_000));
+    let to = PathBuf::from(name);
+    copy(dir, &to).map_err(|source| {
+        // Half a copy is none.
+        let _ = fs::remove_dir_all(&to);
+        RecoverError::Copy { to: to.clone(), source }
+    })?;
+    Ok(to)
+}
+
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), &target)?;
+            File::open(&target)?.sync_all()?;
+        }
+    }
+    File::open(to)?.sync_all()
+}
