@@ -7,7 +7,13 @@ import sys
 import zipfile
 
 ROOT = pathlib.Path(__file__).parents[1]
-EXPECTED = ("aioraft/__init__.py", "aioraft/_core.abi3.so", "aioraft/_core.pyi", "aioraft/py.typed")
+EXPECTED = (
+    "aioraft/__init__.py",
+    "aioraft/_core.abi3.so",
+    "aioraft/_core.pyi",
+    "aioraft/_cli/__init__.py",
+    "aioraft/py.typed",
+)
 
 
 def main() -> None:

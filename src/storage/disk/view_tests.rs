@@ -141,7 +141,12 @@ fn a_busy_log_is_never_taken_for_a_damaged_one() {
     let looks = std::thread::spawn(move || {
         let (mut whole, mut highest) = (0, 0);
         while !over.load(std::sync::atomic::Ordering::Acquire) || whole == 0 {
-            let Ok(view) = view(&place) else { continue };
+            let view = match view(&place) {
+                Ok(view) => view,
+                // A file that was listed and then purged.
+                Err(StorageError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => panic!("{error}"),
+            };
             if !view.still_holds(&place).unwrap() {
                 continue;
             }
