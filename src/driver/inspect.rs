@@ -30,15 +30,34 @@ const READ_BYTES: u64 = 4 << 20;
 /// Why there is no report; one sentence that says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {
-    /// It cannot be read.
+    /// It is not one, or of a newer format.
     #[error(transparent)]
-    Storage(#[from] StorageError),
+    Storage(StorageError),
+    /// The operating system does not let it be read.
+    #[error("cannot {operation} {}: {source}; look at it as the user that runs the node, and check the disk", path.display())]
+    Unreadable {
+        /// The file or directory.
+        path: PathBuf,
+        /// What was tried, as a verb.
+        operation: &'static str,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
     /// A node is at work there.
     #[error(
         "the data directory {0} is used by a running node, and its files came and went {ATTEMPTS} times while they were \
          read: try again when the node has less to do, or stop it first"
     )]
     Busy(PathBuf),
+}
+
+impl From<StorageError> for InspectError {
+    fn from(error: StorageError) -> Self {
+        match error {
+            StorageError::Io { path, operation, source } => Self::Unreadable { path, operation, source },
+            error => Self::Storage(error),
+        }
+    }
 }
 
 /// Looks at a data directory, also at one that a running node has open, of which it shows some moment of the recent past.

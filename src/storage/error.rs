@@ -45,6 +45,17 @@ pub enum StorageError {
         /// What was given.
         path: PathBuf,
     },
+    /// There is no place for what looking at a log needs.
+    #[error(
+        "cannot create {}, which is needed for a moment to look at a log: {source}; set TMPDIR to a directory that can be \
+         written to", path.display()
+    )]
+    Scratch {
+        /// What was to be created.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
     /// Somebody else has the directory open.
     #[error(
         "the data directory {} is used by another node, or by one of this process that stopped at a disk error: give \

@@ -18,13 +18,11 @@ impl Scratch {
     /// A directory in the system's place for temporary files, with names as in `listing`.
     pub fn new(listing: &Listing) -> Result<Self, StorageError> {
         let parent = std::env::temp_dir();
-        let random = getrandom::u64().map_err(|error| io::Error::other(error.to_string()));
-        let random = random.map_err(|error| StorageError::io(&parent, "choose a name in", error))?;
+        let random = getrandom::u64().map_err(|error| failed(&parent)(io::Error::other(error.to_string())))?;
         let path = parent.join(format!("aioraft-{random:016x}"));
-        let made = DirBuilder::new().mode(0o700).create(&path);
-        made.map_err(|error| StorageError::io(&path, "create", error))?;
+        DirBuilder::new().mode(0o700).create(&path).map_err(failed(&path))?;
         let scratch = Self(path);
-        scratch.fill(listing).map_err(|error| StorageError::io(&scratch.0, "create files in", error))?;
+        scratch.fill(listing).map_err(failed(&scratch.0))?;
         Ok(scratch)
     }
 
@@ -38,6 +36,10 @@ impl Scratch {
     pub fn path(&self) -> &Path {
         &self.0
     }
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> StorageError + '_ {
+    move |source| StorageError::Scratch { path: path.to_path_buf(), source }
 }
 
 impl Drop for Scratch {

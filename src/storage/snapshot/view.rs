@@ -82,7 +82,11 @@ pub fn view(dir: &Path, named: Option<&SnapshotName>) -> Result<Viewed, StorageE
         };
         let (is_named, problem) = match name {
             FileName::Whole(name) if named == Some(&name) => (true, viewed.damage.as_ref().map(ToString::to_string)),
-            FileName::Whole(name) => (false, check(&store, &name)?.err().map(|damage| damage.to_string())),
+            FileName::Whole(name) => match check(&store, &name)? {
+                // A running node has removed it meanwhile.
+                Err(_) if !path.exists() => continue,
+                checked => (false, checked.err().map(|damage| damage.to_string())),
+            },
             FileName::Received(_) | FileName::Taken { .. } => (false, None),
         };
         viewed.files.push(FileView { file, state, index, term, bytes, is_named, problem });
