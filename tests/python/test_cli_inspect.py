@@ -270,6 +270,17 @@ async def test_nothing_stays_behind_in_the_place_for_temporary_files(
     assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.asyncio
+async def test_an_answer_that_cannot_be_written_is_said(data_dir: pathlib.Path) -> None:
+    with pathlib.Path("/dev/full").open("w") as full:
+        arguments = [sys.executable, "-m", "aioraft", "inspect", str(data_dir)]
+        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == Status.UNREADABLE
+    assert re.fullmatch(
+        r"aioraft: the answer cannot be written: .*No space left.*; give standard output .*\n", done.stderr
+    )
+
+
 def keys_of(kind: Any, prefix: str = "") -> dict[str, Any]:
     """All keys of a TypedDict, through lists and optional ones, as paths."""
     if get_origin(kind) in (types.UnionType, list):

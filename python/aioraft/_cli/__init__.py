@@ -38,9 +38,8 @@ def run() -> NoReturn:
         sys.stdout.flush()
     except OSError as error:  # a full disk, say
         sys.stderr.write(f"aioraft: the answer cannot be written: {error}; give standard output another place\n")
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # or the interpreter tries once more, and complains
+        # Or the interpreter tries once more at its end, and complains.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = Status.UNREADABLE
     sys.exit(status)
 
