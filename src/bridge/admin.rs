@@ -15,7 +15,9 @@ use super::hints::Figures;
 use super::settings::duration;
 use crate::engine::NodeId;
 use crate::transport::admin_client::{Call, CallError};
-use crate::transport::admin_messages::{Answer, Ask, Change, Member, Members, Peer, Problem, ProblemKind, Status};
+use crate::transport::admin_messages::{
+    Answer, Ask, Change, Changed, Member, Members, Peer, Problem, ProblemKind, Status,
+};
 
 import_exception!(aioraft._admin, AdminError);
 
@@ -78,11 +80,11 @@ impl AdminClient {
         }
     }
 
-    /// Change the membership; returns the index of the entry that did.
+    /// Change the membership; returns the index of the entry that did, and the ids concerned.
     #[pyo3(signature = (encoded: "bytes", timeout: "float"))]
-    fn change(&self, py: Python<'_>, encoded: Vec<u8>, timeout: f64) -> PyResult<u64> {
+    fn change(&self, py: Python<'_>, encoded: Vec<u8>, timeout: f64) -> PyResult<(u64, Vec<NodeId>)> {
         match self.call(py, Ask::Change(Change { encoded }), timeout)? {
-            Answer::Changed(index) => Ok(index),
+            Answer::Changed(Changed { index, ids }) => Ok((index, ids)),
             _ => Err(mixed_up()),
         }
     }

@@ -11,7 +11,7 @@ use super::admin_messages::{decode_response, encode_request, Answer, Ask, Proble
 use super::handshake::{
     decode_greeting, decode_refusal, encode_confirm, encode_greeting, Greeting, Held, Hello, Refusal, Role,
 };
-use super::wire::{Header, Kind, WireError, HANDSHAKE_BYTES_MAX, HANDSHAKE_FORMAT, HEADER_LEN};
+use super::wire::{printable, Header, Kind, WireError, HANDSHAKE_BYTES_MAX, HANDSHAKE_FORMAT, HEADER_LEN};
 
 /// How long a node gets beyond the request's own time to say that this has passed.
 const GRACE: Duration = Duration::from_secs(1);
@@ -66,7 +66,8 @@ impl Call {
         let end = now.checked_add(self.timeout).unwrap_or(now);
         let dialled_by = end.min(now + HANDSHAKE);
         let unreachable = |problem: String| CallError::Unreachable(format!("{}: {problem}", self.address));
-        let stream = connect(&self.address, dialled_by).map_err(|error| unreachable(error.to_string()))?;
+        let stream = connect(&self.address, dialled_by)
+            .map_err(|error| unreachable(format!("it cannot be connected to ({error}): does a node run there?")))?;
         let mut line = Line { stream, until: dialled_by, is_given_up };
         let version = self.greet(&mut line)?;
         let timeout_ms = u64::try_from(end.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(u64::MAX);
@@ -95,7 +96,9 @@ impl Call {
                 continue;
             }
             return match response.answer {
-                Some(Answer::Problem(problem)) => Err(CallError::Problem(problem)),
+                Some(Answer::Problem(problem)) => {
+                    Err(CallError::Problem(Problem { reason: printable(&problem.reason), ..problem }))
+                }
                 Some(answer) => Ok(answer),
                 None => Err(lost(&"the node is of a newer version, whose answer this one does not know: upgrade it")),
             };

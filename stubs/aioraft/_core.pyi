@@ -6,7 +6,39 @@ from asyncio import AbstractEventLoop, Future
 from collections.abc import Iterable
 from typing import Any, Final, final
 
-__all__ = ["Capture", "Chunks", "Core", "Entry", "Faults", "World", "inspect"]
+__all__ = ["AdminClient", "Capture", "Chunks", "Core", "Entry", "Faults", "World", "inspect"]
+
+@final
+class AdminClient:
+    """
+    Asks one node, at `address` ("host:port"), of the cluster of that name, each time over a connection of its own. Private:
+    the command `aioraft` is made of it.
+
+    Its methods block, with the GIL released, for `timeout` seconds and a moment at most. They raise `aioraft._admin.AdminError`,
+    and what a signal handler raises: Ctrl-C ends them within a moment. What the node has begun it then goes on with. May
+    be used from any thread.
+    """
+    def __new__(cls, /, address: "str", *, cluster: "str") -> AdminClient: ...
+    def change(self, /, encoded: "bytes", timeout: "float") -> tuple[int, list[int]]:
+        """
+        Change the membership; returns the index of the entry that did, and the ids concerned.
+        """
+    def members(self, /, timeout: "float") -> dict[str, Any]:
+        """
+        Who the members are, as far as the node knows: its "leader", and "members".
+        """
+    def snapshot(self, /, timeout: "float") -> int:
+        """
+        Have the node take a snapshot; returns its index once it is durable.
+        """
+    def status(self, /, timeout: "float") -> dict[str, Any]:
+        """
+        How the node is: figures under the names of `aioraft.Status`, and its "cluster", "address", "version" and "trouble".
+        """
+    def transfer_leader(self, /, to: "int | None", timeout: "float") -> int:
+        """
+        Have node `to` lead in the place of the node that is asked, or whoever is furthest; returns who leads.
+        """
 
 @final
 class Capture:

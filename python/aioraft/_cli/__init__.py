@@ -17,12 +17,12 @@ from typing import NoReturn
 
 import aioraft
 
-from . import _inspect
+from . import _inspect, _members, _snapshot, _status, _transfer
 from ._command import Command, CommandError, Status
 
 __all__ = ["main", "run"]
 
-_COMMANDS = (_inspect.COMMAND,)
+_COMMANDS = (_inspect.COMMAND, _status.COMMAND, _members.COMMAND, _transfer.COMMAND, _snapshot.COMMAND)
 
 
 def run() -> NoReturn:

@@ -17,6 +17,10 @@ class Status(enum.IntEnum):
     UNWELL = 1
     USAGE = 2
     UNREADABLE = 3
+    UNREACHABLE = 4
+    REFUSED = 5
+    LATE = 6
+    UNKNOWN = 7
 
     @property
     def meaning(self) -> str:
@@ -26,9 +30,13 @@ class Status(enum.IntEnum):
 
 _MEANINGS = {
     Status.OK: "all is well",
-    Status.UNWELL: "what was looked at is damaged: a node would not go on from it",
+    Status.UNWELL: "what was looked at is unwell: a directory that no node would go on from, a cluster without a leader",
     Status.USAGE: "the arguments are wrong",
     Status.UNREADABLE: "it cannot be looked at: no data directory, no permission, a newer format, or too busy",
+    Status.UNREACHABLE: "no node could be asked: out of reach, of another cluster, or it takes no commands from here",
+    Status.REFUSED: "it was not done, and the node says why",
+    Status.LATE: "it was not done in time",
+    Status.UNKNOWN: "it may have been done, or may be yet: look before you try again",
 }
 
 
