@@ -11,9 +11,10 @@ __all__ = ["AdminError", "Kind"]
 Kind: TypeAlias = Literal[
     "unreachable", "turned-away", "lost", "unknown", "refused", "not-leader", "timed-out", "closed", "unsupported"
 ]
-"""Nothing was asked: the node is "unreachable", or has "turned away" the tool. Asked, and no answer came: "lost". The node
-says that it does not know whether it was done ("unknown"), that it "refused", that only the leader can ("not-leader"),
-that it was not done in time ("timed-out") or before it "closed", or that it does not know how ("unsupported")."""
+"""Nothing was asked: the node is "unreachable", or has "turned away" the tool. Asked, and no answer came: "lost". The
+node says that it does not know whether it was done ("unknown"), that it "refused", that only the leader can
+("not-leader"), that it was not done in time ("timed-out") or before it "closed", or that it does not know how
+("unsupported")."""
 
 
 class AdminError(RaftError):

@@ -60,8 +60,8 @@ class Config:
     """Allow listening on an address that other machines can reach, though nothing is encrypted or authenticated."""
 
     admin_from: Literal["localhost", "anywhere"] = "localhost"
-    """Where the commands of `aioraft` (`status`, `remove` and so on) are taken from: from the node's own machine, or from
-    whoever reaches its port."""
+    """Whose commands (`aioraft status` and so on) are taken: those from the node's own machine, or from whoever reaches
+    its port."""
 
     def __post_init__(self) -> None:
         """Check every field, then how they fit together."""

@@ -6,11 +6,14 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from ._command import Command, Status
 from ._nodes import add_node_arguments, ask
 from ._table import columns
+
+if TYPE_CHECKING:
+    from ._answers import Members
 
 __all__ = ["COMMAND"]
 
@@ -20,7 +23,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> Status:
-    found = ask(arguments, lambda client, timeout: client.members(timeout), changes=False)
+    found = cast("Members", ask(arguments, lambda client, timeout: client.members(timeout), changes=False))
     text = json.dumps(found, indent=2) + "\n" if arguments.json else "".join(f"{line}\n" for line in columns(_table(found)))
     sys.stdout.write(text)
     return Status.OK
@@ -38,7 +41,7 @@ several nodes it asks the first that can be reached.
 )
 
 
-def _table(found: dict[str, Any]) -> Iterator[tuple[object, ...]]:
+def _table(found: Members) -> Iterator[tuple[object, ...]]:
     has_metadata = any(it["metadata"] for it in found["members"])
     yield ("node", "address", "role", "identity", *(("metadata",) if has_metadata else ()))
     for it in found["members"]:

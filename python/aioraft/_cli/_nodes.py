@@ -43,7 +43,7 @@ def add_node_arguments(parser: argparse.ArgumentParser, *, timeout: float) -> No
         type=_addresses,
         action="extend",
         required=True,
-        help="where a node listens; several, with commas between or each behind a --node, are tried one after the other",
+        help="where a node listens; several, with commas between or each behind a --node, are tried in turn",
     )
     parser.add_argument(
         "--cluster", metavar="NAME", type=_cluster, default="default", help="the cluster's name (default: %(default)s)"
@@ -55,7 +55,9 @@ def add_node_arguments(parser: argparse.ArgumentParser, *, timeout: float) -> No
         default=timeout,
         help="give up on a node after so long (default: %(default)g)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, whose keys are in docs/operations.md")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, whose keys are in docs/operations.md"
+    )
 
 
 def ask(arguments: argparse.Namespace, call: Callable[[_core.AdminClient, float], T], *, changes: bool) -> T:
@@ -88,7 +90,9 @@ def _follow(arguments: argparse.Namespace, address: str, call: Callable[[_core.A
                 address, reason = error.leader_address, str(error)
                 hops += 1
             elif reason is not None and error.kind in ("unreachable", "turned-away"):
-                raise CommandError(f"{reason}; that failed, so ask from its machine: {error}", Status.UNREACHABLE) from error
+                raise CommandError(
+                    f"{reason}; that failed, so ask from its machine: {error}", Status.UNREACHABLE
+                ) from error
             else:
                 raise
 

@@ -27,8 +27,8 @@ COMMAND = Command(
     name="snapshot",
     summary="have a node take a snapshot",
     description="""\
-Has a node take a snapshot of its state machine, and waits until it is on that node's disk; the log is compacted behind it.
-Every node takes its own: of several nodes, the first that can be reached.
+Has a node take a snapshot of its state machine, and waits until it is on that node's disk; the log is compacted behind
+it. Every node takes its own: of several nodes, the first that can be asked does.
 """,
     add_arguments=_add_arguments,
     run=_run,

@@ -6,11 +6,14 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from ._command import Command, Status
 from ._nodes import add_node_arguments, ask
 from ._table import columns, of_bytes, sections
+
+if TYPE_CHECKING:
+    from ._answers import NodeStatus
 
 __all__ = ["COMMAND"]
 
@@ -20,7 +23,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> Status:
-    figures = ask(arguments, lambda client, timeout: client.status(timeout), changes=False)
+    figures = cast("NodeStatus", ask(arguments, lambda client, timeout: client.status(timeout), changes=False))
     text = json.dumps(figures, indent=2) + "\n" if arguments.json else sections(_parts(figures))
     sys.stdout.write(text)
     return Status.UNWELL if figures["leader"] is None else Status.OK
@@ -40,7 +43,7 @@ Ends with status 1 if the node knows of no leader.
 )
 
 
-def _parts(figures: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+def _parts(figures: NodeStatus) -> Iterator[tuple[str, list[str]]]:
     starts = f"started {figures['boot']} time{'s' if figures['boot'] != 1 else ''}"
     yield "node", [f"{figures['id']} of cluster {figures['cluster']!r} at {figures['address']}, {starts}"]
     yield "version", [f"aioraft {figures['version']}"]
@@ -57,12 +60,12 @@ def _parts(figures: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
         yield "peers", columns(_peers(figures))
 
 
-def _leads(figures: dict[str, Any]) -> str:
+def _leads(figures: NodeStatus) -> str:
     leader = figures["leader"]
     return "" if leader == figures["id"] else "; no leader is known" if leader is None else f"; node {leader} leads"
 
 
-def _peers(figures: dict[str, Any]) -> Iterator[tuple[object, ...]]:
+def _peers(figures: NodeStatus) -> Iterator[tuple[object, ...]]:
     # How far the others are, only the leader knows.
     leads = figures["leader"] == figures["id"]
     yield ("node", "address", *(("holds", "sent as") if leads else ()), "connection")
@@ -72,7 +75,7 @@ def _peers(figures: dict[str, Any]) -> Iterator[tuple[object, ...]]:
         yield (peer["id"], peer["address"], *((holds, peer["state"] or "") if leads else ()), connection)
 
 
-def _log(figures: dict[str, Any]) -> Iterator[str]:
+def _log(figures: NodeStatus) -> Iterator[str]:
     if figures["last_index"] < figures["first_index"]:
         yield f"no entries, begins at {figures['first_index']}"
     else:

@@ -11,7 +11,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 def columns(rows: Iterable[Sequence[object]]) -> list[str]:
     """Set rows of one length into columns; numbers stand to the right."""
-    rows = list(rows)
+    rows = [[cell if isinstance(cell, int) else _printable(str(cell)) for cell in row] for row in rows]
     widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
     lines: list[str] = []
     for row in rows:
@@ -30,8 +30,13 @@ def sections(parts: Iterable[tuple[str, Sequence[str]]]) -> str:
     text = ""
     for title, lines in parts:
         for number, line in enumerate(lines):
-            text += f"{title if number == 0 else '':{width}}  {line}\n"
+            text += f"{title if number == 0 else '':{width}}  {_printable(line)}\n"
     return text
+
+
+def _printable(text: str) -> str:
+    """Escape what would command a terminal: some of it comes from outside."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def of_bytes(count: int) -> str:
