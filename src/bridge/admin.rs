@@ -13,10 +13,11 @@ use pyo3::types::{PyDict, PyList};
 use super::errors::RaftError;
 use super::hints::Figures;
 use super::settings::duration;
+use crate::engine::membership::{self, encode_changes, Change, Metadata};
 use crate::engine::NodeId;
 use crate::transport::admin_client::{Call, CallError};
 use crate::transport::admin_messages::{
-    Answer, Ask, Change, Changed, Member, Members, Peer, Problem, ProblemKind, Status,
+    self, Answer, Ask, Changed, Member, Members, Peer, Problem, ProblemKind, Status,
 };
 
 import_exception!(aioraft._admin, AdminError);
@@ -80,10 +81,25 @@ impl AdminClient {
         }
     }
 
-    /// Change the membership; returns the index of the entry that did, and the ids concerned.
-    #[pyo3(signature = (encoded: "bytes", timeout: "float"))]
-    fn change(&self, py: Python<'_>, encoded: Vec<u8>, timeout: f64) -> PyResult<(u64, Vec<NodeId>)> {
-        match self.call(py, Ask::Change(Change { encoded }), timeout)? {
+    /// Change the membership, all of it at once; returns the index of the entry that did, and the ids concerned, in that
+    /// order. Each change is ("add", "promote", "demote" or "remove", id, address, metadata); the last two are for "add",
+    /// whose id may be 0: the cluster chooses one. Raises ValueError for anything else.
+    #[pyo3(signature = (changes: "list[tuple[str, int, str, dict[str, str]]]", timeout: "float"))]
+    fn change(
+        &self,
+        py: Python<'_>,
+        changes: Vec<(String, NodeId, String, Metadata)>,
+        timeout: f64,
+    ) -> PyResult<(u64, Vec<NodeId>)> {
+        let changes = changes.into_iter().map(|(action, id, address, metadata)| match action.as_str() {
+            "add" => Ok(Change::AddLearner { id, member: membership::Member { identity: 0, address, metadata } }),
+            "promote" => Ok(Change::Promote(id)),
+            "demote" => Ok(Change::Demote(id)),
+            "remove" => Ok(Change::Remove(id)),
+            other => Err(PyValueError::new_err(format!("{other:?} is no change of the members"))),
+        });
+        let encoded = encode_changes(&changes.collect::<PyResult<Vec<_>>>()?);
+        match self.call(py, Ask::Change(admin_messages::Change { encoded }), timeout)? {
             Answer::Changed(Changed { index, ids }) => Ok((index, ids)),
             _ => Err(mixed_up()),
         }

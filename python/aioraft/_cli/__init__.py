@@ -1,6 +1,6 @@
 """The command `aioraft`: looks after data directories and clusters.
 
-A command is a module with a `COMMAND`, which has its place in `_COMMANDS` here. What it finds is written to
+A command is a module with a `COMMAND`, or several that are alike, and has its place in `_COMMANDS` here. What it finds is written to
 standard output, as a table for people or with `--json` for scripts; what went wrong is one sentence on standard error,
 raised as a `CommandError` with the exit status that says which kind it is.
 """
@@ -17,12 +17,19 @@ from typing import NoReturn
 
 import aioraft
 
-from . import _inspect, _members, _snapshot, _status, _transfer
+from . import _changes, _inspect, _members, _snapshot, _status, _transfer
 from ._command import Command, CommandError, Status
 
 __all__ = ["main", "run"]
 
-_COMMANDS = (_inspect.COMMAND, _status.COMMAND, _members.COMMAND, _transfer.COMMAND, _snapshot.COMMAND)
+_COMMANDS = (
+    _inspect.COMMAND,
+    _status.COMMAND,
+    _members.COMMAND,
+    *_changes.COMMANDS,
+    _transfer.COMMAND,
+    _snapshot.COMMAND,
+)
 
 
 def run() -> NoReturn:

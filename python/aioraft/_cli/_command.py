@@ -30,7 +30,7 @@ class Status(enum.IntEnum):
 
 _MEANINGS = {
     Status.OK: "all is well",
-    Status.UNWELL: "what was looked at is unwell: a directory that no node would go on from, a cluster without a leader",
+    Status.UNWELL: "what was looked at is unwell: a directory that no node would go on from, or no leader",
     Status.USAGE: "the arguments are wrong",
     Status.UNREADABLE: "it cannot be looked at: no data directory, no permission, a newer format, or too busy",
     Status.UNREACHABLE: "no node could be asked: out of reach, of another cluster, or it takes no commands from here",

@@ -24,8 +24,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> Status:
     found = cast("Members", ask(arguments, lambda client, timeout: client.members(timeout), changes=False))
-    text = json.dumps(found, indent=2) + "\n" if arguments.json else "".join(f"{line}\n" for line in columns(_table(found)))
-    sys.stdout.write(text)
+    lines = [json.dumps(found, indent=2)] if arguments.json else columns(_table(found))
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
     return Status.OK
 
 
