@@ -9,12 +9,21 @@ from ._errors import Outcome, RaftError
 __all__ = ["AdminError", "Kind"]
 
 Kind: TypeAlias = Literal[
-    "unreachable", "turned-away", "lost", "unknown", "refused", "not-leader", "timed-out", "closed", "unsupported"
+    "unreachable",
+    "turned-away",
+    "lost",
+    "unknown",
+    "refused",
+    "not-leader",
+    "timed-out",
+    "closed",
+    "unsupported",
+    "forming",
 ]
 """Nothing was asked: the node is "unreachable", or has "turned away" the tool. Asked, and no answer came: "lost". The
 node says that it does not know whether it was done ("unknown"), that it "refused", that only the leader can
-("not-leader"), that it was not done in time ("timed-out") or before it "closed", or that it does not know how
-("unsupported")."""
+("not-leader"), that it was not done in time ("timed-out") or before it "closed", that it does not know how
+("unsupported"), or that its cluster is not formed yet ("forming")."""
 
 
 class AdminError(RaftError):

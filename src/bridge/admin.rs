@@ -1,5 +1,6 @@
 //! `AdminClient`: what an operator's tool asks a node.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{sync_channel, RecvTimeoutError};
 use std::sync::Arc;
@@ -13,11 +14,12 @@ use pyo3::types::{PyDict, PyList};
 use super::errors::RaftError;
 use super::hints::Figures;
 use super::settings::duration;
+use crate::engine::formation::Identity;
 use crate::engine::membership::{self, encode_changes, Change, Metadata};
 use crate::engine::NodeId;
 use crate::transport::admin_client::{Call, CallError};
 use crate::transport::admin_messages::{
-    self, Answer, Ask, Changed, Member, Members, Peer, Problem, ProblemKind, Status,
+    self, Answer, Ask, Changed, Join, Joined, Member, Members, Peer, Problem, ProblemKind, Status,
 };
 
 import_exception!(aioraft._admin, AdminError);
@@ -77,6 +79,25 @@ impl AdminClient {
     fn transfer_leader(&self, py: Python<'_>, to: Option<NodeId>, timeout: f64) -> PyResult<NodeId> {
         match self.call(py, Ask::TransferLeader(to.unwrap_or(0)), timeout)? {
             Answer::Leads(leader) => Ok(leader),
+            _ => Err(mixed_up()),
+        }
+    }
+
+    /// Ask for a place in the cluster for a node of that name, whose new data directory has that identity; returns its id,
+    /// and where the members are dialled, by their ids. Asked again, it gives the same place.
+    #[pyo3(signature = (name: "str", identity: "int", address: "str", metadata: "dict[str, str]", timeout: "float"))]
+    fn join(
+        &self,
+        py: Python<'_>,
+        name: String,
+        identity: Identity,
+        address: String,
+        metadata: Metadata,
+        timeout: f64,
+    ) -> PyResult<(NodeId, BTreeMap<NodeId, String>)> {
+        let join = Join { name, identity: identity.to_be_bytes().to_vec(), address, metadata };
+        match self.call(py, Ask::Join(join), timeout)? {
+            Answer::Joined(Joined { id, members }) => Ok((id, members)),
             _ => Err(mixed_up()),
         }
     }
@@ -159,6 +180,7 @@ fn raised(error: CallError) -> PyErr {
                 ProblemKind::TimedOut => "timed-out",
                 ProblemKind::Closed => "closed",
                 ProblemKind::Unsupported => "unsupported",
+                ProblemKind::Forming => "forming",
             };
             let Problem { leader, leader_address, .. } = problem;
             AdminError::new_err((message, kind, known(leader), known(leader).map(|_| leader_address)))

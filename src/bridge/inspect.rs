@@ -25,6 +25,18 @@ pub fn inspect<'py>(py: Python<'py>, data_dir: PathBuf) -> PyResult<Figures<'py>
     Ok(Figures(to_dict(py, &report)?))
 }
 
+/// Whose data directory it is: "id", "cluster", "identity" and "stage" of its node; None if no node has been started there.
+/// Private.
+///
+/// Without the GIL. Raises RaftError if it cannot be read.
+#[pyfunction]
+#[pyo3(signature = (data_dir: "str"))]
+pub fn recorded<'py>(py: Python<'py>, data_dir: PathBuf) -> PyResult<Option<Figures<'py>>> {
+    let record = py.detach(|| crate::driver::inspect::recorded(&data_dir));
+    let record = record.map_err(|error| RaftError::new_err(error.to_string()))?;
+    record.map(|record| node_to_dict(py, &record).map(Figures)).transpose()
+}
+
 fn to_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
     dict.set_item("data_dir", report.data_dir.display().to_string())?;

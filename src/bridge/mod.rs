@@ -17,7 +17,7 @@
 //! | [`settings`], [`listen_at`], [`payload`], [`status`], [`errors`] | conversions |
 //! | [`hints`] | what the type stubs say |
 //! | [`admin`] | `AdminClient`: asks a node what operators ask |
-//! | [`inspect`] | what a data directory holds, without a node |
+//! | [`inspect`], [`recover`] | what a data directory holds, without a node; and a cluster that goes on from one |
 //! | [`logging`] | tracing and slog events on their way to Python's `logging` |
 //! | [`start`] | the one place where the driver is started |
 //! | [`world`] | a simulated cluster whose state machines are Python's |
@@ -72,6 +72,8 @@ pub mod owner;
 #[cfg(feature = "python")]
 pub mod payload;
 #[cfg(feature = "python")]
+pub mod recover;
+#[cfg(feature = "python")]
 pub mod settings;
 pub mod slab;
 #[cfg(feature = "python")]
@@ -103,6 +105,10 @@ pub mod _core {
     use super::faults::Faults;
     #[pymodule_export]
     use super::inspect::inspect;
+    #[pymodule_export]
+    use super::inspect::recorded;
+    #[pymodule_export]
+    use super::recover::recover;
     #[pymodule_export]
     use super::world::World;
 

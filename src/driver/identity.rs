@@ -129,11 +129,6 @@ impl Drawn {
     }
 }
 
-/// Whose directory it is, by the record in it.
-pub fn stored_id(record: &[u8]) -> Option<NodeId> {
-    NodeRecord::decode(record).map(|record| record.id)
-}
-
 /// Whether the record says that its node has not agreed to any cluster yet.
 pub fn is_unformed(record: &[u8]) -> bool {
     NodeRecord::decode(record).is_some_and(|record| record.stage == Stage::Unformed)

@@ -82,6 +82,20 @@ pub fn inspect(dir: &Path) -> Result<Report, InspectError> {
     Err(InspectError::Busy(dir.to_path_buf()))
 }
 
+/// Whose directory it is; `None` if no node has been started there. Reads no snapshot, and none of the log's entries.
+///
+/// # Errors
+/// It cannot be read.
+pub fn recorded(dir: &Path) -> Result<Option<NodeRecord>, StartError> {
+    let log = match disk::view(dir) {
+        Err(StorageError::NotADataDirectory { .. }) => return Ok(None),
+        view => view?.log,
+    };
+    let stored = log.and_then(|log| log.node_records.get(identity::KEY).cloned());
+    let read = |source| StartError::Record { dir: dir.display().to_string(), source };
+    stored.map(|stored| NodeRecord::read(&stored).map_err(read)).transpose()
+}
+
 /// `None` if the directory changed while it was looked at.
 fn look(dir: &Path) -> Result<Option<Report>, StorageError> {
     let mut view = disk::view(dir)?;

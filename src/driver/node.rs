@@ -77,7 +77,6 @@ pub async fn run(mut options: Options, port: Port, wake: Arc<Notify>) -> Option<
         Err(error) => Some(Fatal {
             message: error.to_string(),
             is_misconfigured: error.is_misconfiguration(),
-            has_no_place: matches!(error, StartError::NoPlace(_)),
             ended: None,
         }),
     };

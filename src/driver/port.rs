@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use super::capture::Capture;
 use super::gate::Ended;
 use crate::engine::command::Command;
+use crate::engine::formation::Identity;
 use crate::engine::membership::{Change, Metadata};
 use crate::engine::NodeId;
 pub use crate::engine::{Applied, Failure, Leadership, Token};
@@ -97,8 +98,6 @@ pub struct Fatal {
     pub message: String,
     /// It never ran, because of what it was started with and not because of its disk.
     pub is_misconfigured: bool,
-    /// Its directory holds no node yet, and nobody has said which one it is to be.
-    pub has_no_place: bool,
     /// It has no part in its cluster any more.
     pub ended: Option<Ended>,
 }
@@ -106,7 +105,7 @@ pub struct Fatal {
 impl Fatal {
     /// What befell the node itself.
     pub fn here(message: String) -> Self {
-        Self { message, is_misconfigured: false, has_no_place: false, ended: None }
+        Self { message, is_misconfigured: false, ended: None }
     }
 }
 
@@ -387,6 +386,8 @@ pub struct Status {
     pub snapshot_bytes: u64,
     /// Replicated time of the last applied entry, nanoseconds.
     pub timestamp_ns: u64,
+    /// Of its data directory.
+    pub identity: Identity,
     /// This start's boot number.
     pub boot: u64,
     /// Proposals of this node not yet applied here.

@@ -35,9 +35,6 @@ pub enum StartError {
     /// The engine's part of the snapshot.
     #[error(transparent)]
     Snapshot(MetaError),
-    /// Nobody has said which node it is to be.
-    #[error("the data directory {0} holds no node yet, and no id was given")]
-    NoPlace(String),
     /// The system has no random numbers.
     #[error("the system's random number generator failed: {0}")]
     Random(getrandom::Error),
@@ -84,7 +81,7 @@ impl StartError {
     pub fn is_misconfiguration(&self) -> bool {
         use std::io::ErrorKind::{AddrInUse, AddrNotAvailable, PermissionDenied};
         match self {
-            Self::Members { .. } | Self::Exposed(_) | Self::NoPlace(_) => true,
+            Self::Members { .. } | Self::Exposed(_) => true,
             Self::Record { source, .. } => matches!(source, RecordError::Foreign { .. }),
             Self::Storage(error) => matches!(error, StorageError::NotADirectory { .. } | StorageError::Locked { .. }),
             Self::Listen { source, .. } => {
@@ -109,7 +106,6 @@ pub fn start(options: &mut Options) -> Result<Started, StartError> {
         Some(dir) => storage::disk::open(dir)?,
         None => storage::memory::open(),
     };
-    settle_id(options, &opened)?;
     let mut drawn = Drawn::new().map_err(StartError::Random)?;
     if let Some(identity) = options.joins.as_ref().and_then(|joins| joins.identity) {
         drawn.identity = identity;
@@ -117,20 +113,6 @@ pub fn start(options: &mut Options) -> Result<Started, StartError> {
     let resumed = resume(options, opened, &drawn)?;
     let listener = listen(options)?;
     Ok(Started { resumed, listener })
-}
-
-/// A node that is known by its name only is the one that its directory says.
-fn settle_id(options: &mut Options, opened: &Opened) -> Result<(), StartError> {
-    if options.id != 0 {
-        return Ok(());
-    }
-    let stored = opened.node_records.get(identity::KEY).and_then(|record| identity::stored_id(record));
-    let dir = || options.data_dir.as_ref().map(|dir| dir.display().to_string()).unwrap_or_default();
-    options.id = stored.ok_or_else(|| StartError::NoPlace(dir()))?;
-    if let Some(address) = options.advertise.clone() {
-        options.members.insert(options.id, address);
-    }
-    Ok(())
 }
 
 /// What a node goes on with; nobody can reach it yet.

@@ -457,10 +457,10 @@ fn a_node_that_joins_by_its_name_gets_an_id_and_a_vote_and_takes_the_place_of_it
         if id == 4 {
             // Started again, it knows who it is; and nobody else has its name while it runs.
             hosts.remove(&4).unwrap().close();
-            let again = options(0, &place.members, Listen::Address(address.clone()), Some(dir.path()));
-            let dir = dir.path().join("4");
-            let again = Options { advertise: Some(address.clone()), data_dir: Some(dir), ..again };
-            let mut back = Host::start(named(0, "app-3", None, again));
+            let record = inspect::recorded(&dir.path().join("4")).unwrap().unwrap();
+            assert_eq!((record.id, record.identity), (4, identity));
+            let again = options(4, &listed, Listen::Address(address.clone()), Some(dir.path()));
+            let mut back = Host::start(named(4, "app-3", None, again));
             back.propose(10, b"y");
             back.until("resolved", |host| host.resolved.contains_key(&10));
             let call = Call { address: members[&1].clone(), cluster: "test".into(), ask: refused, timeout: DEADLINE };
@@ -551,17 +551,6 @@ fn m3_what_cannot_be_recovered_is_left_alone() {
     host.close();
     let unformed = recover::recover(&dir.path().join("u")).unwrap_err().to_string();
     assert!(unformed.contains("belongs to no cluster yet"), "{unformed}");
-}
-
-#[test]
-fn a_directory_without_a_node_has_no_place_until_somebody_gives_it_one() {
-    let dir = tempfile::tempdir().unwrap();
-    let (_, members) = sockets(3);
-    let start = options(0, &members, Listen::Address("127.0.0.1:0".into()), Some(dir.path()));
-    let mut host = Host::start(named(0, "app-3", None, start));
-    host.until("stopped", |host| host.stopped.is_some());
-    let fatal = host.stopped.clone().flatten().unwrap();
-    assert!(fatal.has_no_place && fatal.is_misconfigured, "{fatal:?}");
 }
 
 #[test]

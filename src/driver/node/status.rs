@@ -39,6 +39,7 @@ impl Node {
             snapshot_index: engine.snapshot_index,
             snapshot_bytes: engine.snapshot_bytes,
             timestamp_ns: engine.timestamp_ns,
+            identity: members.record.identity,
             boot: members.record.boot,
             pending_proposals: engine.pending_proposals,
             reproposals: engine.reproposals,
