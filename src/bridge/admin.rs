@@ -11,11 +11,12 @@ use pyo3::import_exception;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
+use super::changes::{self, ChangeOf};
 use super::errors::RaftError;
 use super::hints::Figures;
 use super::settings::duration;
 use crate::engine::formation::Identity;
-use crate::engine::membership::{self, encode_changes, Change, Metadata};
+use crate::engine::membership::{encode_changes, Metadata};
 use crate::engine::NodeId;
 use crate::transport::admin_client::{Call, CallError};
 use crate::transport::admin_messages::{
@@ -103,23 +104,15 @@ impl AdminClient {
     }
 
     /// Change the membership, all of it at once; returns the index of the entry that did, and the ids concerned, in that
-    /// order. Each change is ("add", "promote", "demote" or "remove", id, address, metadata); the last two are for "add",
-    /// whose id may be 0: the cluster chooses one. Raises ValueError for anything else.
-    #[pyo3(signature = (changes: "list[tuple[str, int, str, dict[str, str]]]", timeout: "float"))]
+    /// order. The changes are as in `Core.change_members`.
+    #[pyo3(signature = (changes: "list[tuple[str, int, str, dict[str, str] | None]]", timeout: "float"))]
     fn change(
         &self,
         py: Python<'_>,
-        changes: Vec<(String, NodeId, String, Metadata)>,
+        changes: Vec<ChangeOf>,
         timeout: f64,
     ) -> PyResult<(u64, Vec<NodeId>)> {
-        let changes = changes.into_iter().map(|(action, id, address, metadata)| match action.as_str() {
-            "add" => Ok(Change::AddLearner { id, member: membership::Member { identity: 0, address, metadata } }),
-            "promote" => Ok(Change::Promote(id)),
-            "demote" => Ok(Change::Demote(id)),
-            "remove" => Ok(Change::Remove(id)),
-            other => Err(PyValueError::new_err(format!("{other:?} is no change of the members"))),
-        });
-        let encoded = encode_changes(&changes.collect::<PyResult<Vec<_>>>()?);
+        let encoded = encode_changes(&changes::read(changes)?);
         match self.call(py, Ask::Change(admin_messages::Change { encoded }), timeout)? {
             Answer::Changed(Changed { index, ids }) => Ok((index, ids)),
             _ => Err(mixed_up()),

@@ -13,7 +13,8 @@ use pyo3::PyTraverseError;
 use super::bell::{Bell, Rope};
 use super::capture::Capture;
 use super::entry::Entry;
-use super::errors::{self, FatalError, NodeClosedError, RaftError, ReentrantCallError, SnapshotError, WrongLoopError};
+use super::changes::{self, ChangeOf};
+use super::errors::{self, NodeClosedError, RaftError, ReentrantCallError, SnapshotError, WrongLoopError};
 use super::faults::Faults;
 use super::futures::Futures;
 use super::hints::{Data, EventLoop, Figures, FutureOf, Items, Nothing};
@@ -24,10 +25,10 @@ use super::machine::Machine;
 use super::outbox::Next;
 use super::owner::{Owner, Stranger};
 use super::settings::{duration, Settings};
-use super::start::{start_driver, Options};
+use super::start::{start_driver, Joins, Options};
 use super::state::{AtCursor, Group, Phase, Refusal, State, Waiter};
 use super::{drain, payload, status};
-use crate::driver::port::{now_ns, Port, Proposal, Request, Wake};
+use crate::driver::port::{now_ns, Fatal, Port, Proposal, Request, Wake};
 
 /// A node, on the side of its event loop. Private: use `aioraft.Node`.
 ///
@@ -81,7 +82,8 @@ impl Core {
         *, r#loop, node_id: "int", members: "dict[int, str]", cluster: "str",
         data_dir: "str | None", listen: "str | int", advertise: "str | None", config,
         state_machine, batch: "bool" = false, snapshots: "bool" = false,
-        durable_applied: "tuple[int, int] | None" = None, echo: "bool" = false, faults: "Faults | None" = None
+        durable_applied: "tuple[int, int] | None" = None, echo: "bool" = false, faults: "Faults | None" = None,
+        joins: "tuple[str, int | None] | None" = None
     ))]
     #[allow(clippy::too_many_arguments)] // all of them by name
     fn new(
@@ -99,6 +101,7 @@ impl Core {
         durable_applied: Option<(u64, u64)>,
         echo: bool,
         faults: Option<PyRef<'_, Faults>>,
+        joins: Option<(String, Option<u128>)>,
     ) -> PyResult<Self> {
         let event_loop = r#loop.0;
         let py = event_loop.py();
@@ -117,6 +120,7 @@ impl Core {
             durable_applied,
             logger: slog::Logger::root(RaftDrain(Arc::clone(&logs)), slog::o!()),
             dispatch: tracing::Dispatch::new(Subscriber(Arc::clone(&logs))),
+            joins: joins.map(|(name, identity)| Joins { name, identity }),
             faults: faults.map(|faults| faults.0.clone()),
         };
         Ok(Self {
@@ -166,7 +170,7 @@ impl Core {
             Err(error) => {
                 this.unwatch(py);
                 this.state.lock().phase = Phase::Stopped;
-                return Err(errors::of_start(py, &error.to_string(), false));
+                return Err(errors::of_start(py, &Fatal::here(error.to_string())));
             }
         };
         // `options` are taken once, so nothing was set before.
@@ -341,17 +345,19 @@ impl Core {
         Ok(future.into())
     }
 
-    /// Change the members, all of `changes` at once. The future resolves with the index of the change and the ids
+    /// Change the members, all of `changes` at once: each is ("add", "promote", "demote", "remove" or "update", id, address,
+    /// metadata); "add" and "update" take the last two, and "add" an id of 0 for one of the cluster's choice. The future resolves with the index of the change and the ids
     /// concerned, or fails with `MembershipError` or `MembershipTimeoutError`. `timeout` is in seconds; None waits for ever.
     /// Raises `ReentrantCallError` inside `apply`. Cancelling stops the waiting, not the change.
-    #[pyo3(signature = (changes: "list[MemberChange]", timeout: "float | None"))]
+    #[pyo3(signature = (changes: "list[tuple[str, int, str, dict[str, str] | None]]", timeout: "float | None"))]
     fn change_members<'py>(
         &self,
         py: Python<'py>,
-        changes: Vec<MemberChange>,
+        changes: Vec<ChangeOf>,
         timeout: Option<f64>,
     ) -> PyResult<FutureOf<'py, (u64, Vec<u64>)>> {
         self.check_call(py)?;
+        let changes = changes::read(changes)?;
         let deadline_ns = deadline(timeout)?;
         let port = self.running(py)?;
         if is_no_time(timeout) {
@@ -359,7 +365,6 @@ impl Core {
         }
         let future = self.futures.create(py)?;
         let token = self.state.lock().waiters.insert(Waiter::Change(future.clone().unbind()));
-        let changes = changes.into_iter().map(|change| change.change).collect();
         port.inbox.request(Request::Change { token, changes, deadline_ns });
         Ok(future.into())
     }
@@ -673,6 +678,6 @@ fn refused(refusal: Refusal) -> PyErr {
     match refusal {
         Refusal::New => NodeClosedError::new_err(("the node has not been started: await start() first", false)),
         Refusal::Closed => NodeClosedError::new_err(("the node is closed: make a new one", false)),
-        Refusal::Failed(message) => FatalError::new_err((message, false)),
+        Refusal::Failed(why) => errors::fatal(&why, Some(false)),
     }
 }

@@ -5,9 +5,9 @@
 use pyo3::import_exception;
 use pyo3::prelude::*;
 
-use super::state::Stake;
+use super::state::{Stake, Why};
 use crate::driver::gate::Ended;
-use crate::driver::port::Failure;
+use crate::driver::port::{Failure, Fatal};
 
 import_exception!(aioraft._errors, RaftError);
 import_exception!(aioraft._errors, ConfigError);
@@ -149,22 +149,27 @@ pub fn no_time_for_snapshot() -> PyErr {
 }
 
 /// What `start` raises for a node that never ran.
-pub fn of_start(py: Python<'_>, message: &str, is_misconfigured: bool) -> PyErr {
-    if is_misconfigured {
-        return ConfigError::new_err(message.to_owned());
+pub fn of_start(py: Python<'_>, fatal: &Fatal) -> PyErr {
+    if fatal.is_misconfigured {
+        return ConfigError::new_err(fatal.message.clone());
     }
-    stopped(py, message, Stake::Nothing)
+    stopped(py, &Why::of(fatal), Stake::Nothing)
 }
 
-/// The node has stopped by itself; `ended` if it has no part in its cluster any more.
-pub fn stopped(py: Python<'_>, message: &str, ended: Option<Ended>, stake: Stake) -> PyErr {
-    let committed = (stake == Stake::Unsent).then_some(false);
-    let arguments = (message.to_owned(), committed);
-    let error = match ended {
+/// The exception of a node that has stopped by itself; `committed` is false for a call that cannot have been committed.
+pub fn fatal(why: &Why, committed: Option<bool>) -> PyErr {
+    let arguments = (why.message.clone(), committed);
+    match why.ended {
         None => FatalError::new_err(arguments),
         Some(Ended::Removed) => RemovedError::new_err(arguments),
         Some(Ended::Superseded) => SupersededError::new_err(arguments),
-    };
+    }
+}
+
+/// The node has stopped by itself.
+pub fn stopped(py: Python<'_>, why: &Why, stake: Stake) -> PyErr {
+    let committed = (stake == Stake::Unsent).then_some(false);
+    let error = fatal(why, committed);
     if stake == Stake::Nothing {
         if let Err(failed) = error.value(py).setattr("outcome", py.None()) {
             return failed;

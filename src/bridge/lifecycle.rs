@@ -8,7 +8,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::core::Core;
-use super::errors::{self, FatalError};
+use super::errors;
+use super::state::Why;
 use super::owner::Stranger;
 use super::state::{Phase, Stake};
 use crate::driver::port::{Fatal, Request};
@@ -68,7 +69,7 @@ impl Core {
     /// This node stops by itself: every call fails now, and the driver is told to end.
     pub(super) fn give_up(&self, py: Python<'_>, message: String, cause: Option<PyErr>) {
         self.say(py, &message, cause.as_ref());
-        self.fail_all(py, Some((message, cause)));
+        self.fail_all(py, Some((Why { message, ended: None }, cause)));
         self.ask_to_close(Duration::ZERO);
         let mut state = self.state.lock();
         if state.phase == Phase::Running {
@@ -103,35 +104,35 @@ impl Core {
         self.unwatch(py);
         let starting = self.state.lock().starting.take();
         if let (Some(future), Some(fatal)) = (starting, &fatal) {
-            let error = errors::of_start(py, &fatal.message, fatal.is_misconfigured);
+            let error = errors::of_start(py, fatal);
             self.futures.fail(py, future.bind(py), error);
         }
-        self.fail_all(py, fatal.map(|fatal| (fatal.message, None)));
+        self.fail_all(py, fatal.map(|fatal| (Why::of(&fatal), None)));
         let mut state = self.state.lock();
         state.phase = Phase::Stopped;
         state.reap_until = Some(Instant::now() + REAP);
     }
 
     /// Fails whoever waits for anything but the end, and notes why.
-    fn fail_all(&self, py: Python<'_>, failure: Option<(String, Option<PyErr>)>) {
-        let fatal = failure.map(|(message, cause)| {
-            let error = FatalError::new_err(message.clone());
+    fn fail_all(&self, py: Python<'_>, failure: Option<(Why, Option<PyErr>)>) {
+        let fatal = failure.map(|(why, cause)| {
+            let error = errors::fatal(&why, None);
             error.set_cause(py, cause.as_ref().map(|cause| cause.clone_ref(py)));
-            (message, cause, error.into_value(py))
+            (why, cause, error.into_value(py))
         });
         let mut state = self.state.lock();
         // The first failure is the one that counts.
         let mut spare = None;
         let mut cause = None;
-        if let Some((message, raised, error)) = fatal {
+        if let Some((why, raised, error)) = fatal {
             cause = raised;
             if state.failure.is_none() {
-                state.failure = Some((message, error));
+                state.failure = Some((why, error));
             } else {
                 spare = Some(error);
             }
         }
-        let message = state.failure.as_ref().map(|(message, _)| message.clone());
+        let why = state.failure.as_ref().map(|(why, _)| why.clone());
         state.latch.clear();
         let groups = state.groups.take_all();
         let futures = state.take_futures();
@@ -143,9 +144,9 @@ impl Core {
             capture.get().abandon();
             self.futures.resolve(py, future.bind(py), py.None());
         }
-        let error = |stake| match &message {
-            Some(message) => {
-                let error = errors::stopped(py, message, stake);
+        let error = |stake| match &why {
+            Some(why) => {
+                let error = errors::stopped(py, why, stake);
                 error.set_cause(py, cause.as_ref().map(|cause| cause.clone_ref(py)));
                 error
             }

@@ -14,7 +14,7 @@
 //! | [`owner`] | tells whether a call comes from the thread, process and interpreter that a node belongs to |
 //! | [`entry`] | `Entry` |
 //! | [`faults`] | faults put in on purpose, for tests |
-//! | [`settings`], [`listen_at`], [`payload`], [`status`], [`errors`] | conversions |
+//! | [`settings`], [`listen_at`], [`payload`], [`status`], [`errors`], [`changes`] | conversions |
 //! | [`hints`] | what the type stubs say |
 //! | [`admin`] | `AdminClient`: asks a node what operators ask |
 //! | [`inspect`], [`recover`] | what a data directory holds, without a node; and a cluster that goes on from one |
@@ -34,6 +34,8 @@ pub mod admin;
 pub mod bell;
 #[cfg(feature = "python")]
 pub mod capture;
+#[cfg(feature = "python")]
+pub mod changes;
 #[cfg(feature = "python")]
 pub mod chunks;
 #[cfg(feature = "python")]

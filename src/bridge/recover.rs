@@ -7,7 +7,7 @@ use pyo3::types::PyDict;
 
 use super::errors::RaftError;
 use super::hints::Figures;
-use crate::driver::recover::{self, Recovery};
+use crate::driver::recover::{foresee as look_ahead, recover as recover_directory, Recovery};
 
 /// Makes the node of a data directory the only member of its cluster, or tells what that would do if `foresee`: under the
 /// keys of `aioraft recover --json`. Private: use `aioraft recover`.
@@ -16,7 +16,7 @@ use crate::driver::recover::{self, Recovery};
 #[pyfunction]
 #[pyo3(signature = (data_dir: "str", *, foresee: "bool"))]
 pub fn recover<'py>(py: Python<'py>, data_dir: PathBuf, foresee: bool) -> PyResult<Figures<'py>> {
-    let done = py.detach(|| if foresee { recover::foresee(&data_dir) } else { recover::recover(&data_dir) });
+    let done = py.detach(|| if foresee { look_ahead(&data_dir) } else { recover_directory(&data_dir) });
     let Recovery { id, cluster, lost, commit, last_index, last_term, last_wall_ns, copy } =
         done.map_err(|error| RaftError::new_err(error.to_string()))?;
     let dict = PyDict::new(py);

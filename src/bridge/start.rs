@@ -4,6 +4,7 @@ use crate::driver::port::Wake;
 
 use super::echo;
 
+pub use crate::driver::options::Joins;
 pub use crate::driver::{AdminFrom, Listen, Options, SpawnError, Spawned, Tuning};
 
 /// Starts the driver's thread; `is_echo` starts one without Raft.

@@ -14,7 +14,8 @@ use super::latch::Latch;
 use super::outbox::Outbox;
 use super::slab::Slab;
 use super::start::Options;
-use crate::driver::port::{Applied, Completion, Token};
+use crate::driver::gate::Ended;
+use crate::driver::port::{Applied, Completion, Fatal, Token};
 
 /// An asyncio future.
 pub type Future = Py<PyAny>;
@@ -137,8 +138,8 @@ pub struct State {
     pub drain_until: Option<Instant>,
     /// Until then the end of the driver's thread is waited for.
     pub reap_until: Option<Instant>,
-    /// Why the node stopped by itself: the sentence, and the exception.
-    pub failure: Option<(String, Py<PyBaseException>)>,
+    /// Why the node stopped by itself, and the exception.
+    pub failure: Option<(Why, Py<PyBaseException>)>,
     /// By token.
     pub waiters: Slab<Waiter>,
     /// By group.
@@ -172,7 +173,23 @@ pub enum Refusal {
     /// Closed, or closing.
     Closed,
     /// It stopped by itself.
-    Failed(String),
+    Failed(Why),
+}
+
+/// Why a node stopped by itself.
+#[derive(Clone, Debug)]
+pub struct Why {
+    /// One sentence.
+    pub message: String,
+    /// It has no part in its cluster any more.
+    pub ended: Option<Ended>,
+}
+
+impl Why {
+    /// As the driver says.
+    pub fn of(fatal: &Fatal) -> Self {
+        Self { message: fatal.message.clone(), ended: fatal.ended }
+    }
 }
 
 impl State {
@@ -206,7 +223,7 @@ impl State {
     pub fn admit(&self) -> Result<(), Refusal> {
         match (self.phase, &self.failure) {
             (Phase::Running, None) => Ok(()),
-            (_, Some((message, _))) => Err(Refusal::Failed(message.clone())),
+            (_, Some((why, _))) => Err(Refusal::Failed(why.clone())),
             (Phase::New, None) => Err(Refusal::New),
             (Phase::Closing | Phase::Stopped, None) => Err(Refusal::Closed),
         }

@@ -40,7 +40,10 @@ pub fn to_dict<'py>(py: Python<'py>, status: &Status, own: &Own) -> PyResult<Bou
     dict.set_item("snapshot_index", status.snapshot_index)?;
     dict.set_item("snapshot_bytes", status.snapshot_bytes)?;
     dict.set_item("timestamp_ns", status.timestamp_ns)?;
+    dict.set_item("identity", format!("{:032x}", status.identity))?;
     dict.set_item("boot", status.boot)?;
+    dict.set_item("votes", status.votes)?;
+    dict.set_item("incarnation", status.incarnation)?;
     dict.set_item("pending_proposals", own.pending_proposals)?;
     dict.set_item("reproposals", status.reproposals)?;
     dict.set_item("duplicates_skipped", status.duplicates_skipped)?;
@@ -61,6 +64,8 @@ fn peer_to_dict<'py>(py: Python<'py>, peer: &PeerStatus) -> PyResult<Bound<'py, 
     let dict = PyDict::new(py);
     dict.set_item("id", peer.id)?;
     dict.set_item("address", &peer.address)?;
+    dict.set_item("votes", peer.votes)?;
+    dict.set_item("metadata", peer.metadata.clone())?;
     dict.set_item("connected", peer.connected)?;
     dict.set_item("trouble", peer.trouble.as_deref())?;
     dict.set_item("matched", peer.matched)?;
