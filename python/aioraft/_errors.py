@@ -3,6 +3,8 @@
 RaftError                          `.outcome` says what became of the proposal, or is None where there was none
  ├── ConfigError                   an argument or a `Config` field is wrong                       (also ValueError)
  ├── FatalError                    this node has stopped and will answer no more calls
+ │    ├── RemovedError             ... because the others have removed it from the cluster
+ │    └── SupersededError          ... because the cluster was recovered without it
  ├── NodeClosedError               the node was closed, or not started yet
  ├── ProposalError                 this `propose` failed; the node goes on
  │    ├── NotCommittedError        not applied anywhere, and never will be: safe to retry
@@ -16,6 +18,8 @@ RaftError                          `.outcome` says what became of the proposal, 
  │    └── SnapshotTimeoutError          its deadline passed; it is taken all the same            (also TimeoutError)
  ├── TransferError                 this `transfer_leader` failed, and says why; the node goes on
  │    └── TransferTimeoutError          its deadline passed before another node led              (also TimeoutError)
+ ├── MembershipError               this change of the members failed, and says why; the node goes on
+ │    └── MembershipTimeoutError        its deadline passed                                      (also TimeoutError)
  ├── Compacted                     a reader asked for entries that are not in the log any more: go on after `.restart`
  ├── ReentrantCallError            called from a place that it would have to wait for          (also RuntimeError)
  └── WrongLoopError                used from another event loop, thread or process             (also RuntimeError)
@@ -33,6 +37,8 @@ __all__ = [
     "Compacted",
     "ConfigError",
     "FatalError",
+    "MembershipError",
+    "MembershipTimeoutError",
     "NodeClosedError",
     "NotCommittedError",
     "Outcome",
@@ -43,8 +49,10 @@ __all__ = [
     "RaftError",
     "ReadTimeoutError",
     "ReentrantCallError",
+    "RemovedError",
     "SnapshotError",
     "SnapshotTimeoutError",
+    "SupersededError",
     "TransferError",
     "TransferTimeoutError",
     "WrongLoopError",
@@ -106,6 +114,22 @@ class FatalError(RaftError):
         """`committed` is False if the call cannot have been committed, None if that is unknown."""
         super().__init__(message, committed)
         self.outcome = Outcome.UNKNOWN if committed is None else Outcome.NOT_COMMITTED
+
+
+class RemovedError(FatalError):
+    """This node was removed from its cluster (`remove`, `replace`), and its id is never used again.
+
+    The others have told it so, or it has applied that itself. To have the machine back, start it with an empty data
+    directory as a new member.
+    """
+
+
+class SupersededError(FatalError):
+    """The cluster's quorum was lost, and it was recovered from another node's directory (`aioraft recover`).
+
+    What only this node holds is not part of the cluster any more. To have the machine back, start it with an empty data
+    directory as a new member.
+    """
 
 
 class NodeClosedError(RaftError):
@@ -204,6 +228,23 @@ class TransferError(RaftError):
 
 class TransferTimeoutError(TransferError, TimeoutError):
     """The deadline passed before another node led. One that had begun to take over may lead all the same."""
+
+
+class MembershipError(RaftError):
+    """The members were not changed, or not as far as this node knows: the message says why.
+
+    `outcome` is `Outcome.NOT_COMMITTED` if nothing has changed, and `Outcome.UNKNOWN` if the change may have taken effect, or
+    may yet. Asking again for the same change makes it once, however often it was asked for.
+    """
+
+    def __init__(self, message: str, committed: bool | None = False) -> None:
+        """`committed` is False if nothing has changed, None if that is unknown."""
+        super().__init__(message, committed)
+        self.outcome = Outcome.UNKNOWN if committed is None else Outcome.NOT_COMMITTED
+
+
+class MembershipTimeoutError(MembershipError, TimeoutError):
+    """The deadline passed: a learner has not caught up, a majority does not answer, or another change is under way."""
 
 
 class Compacted(RaftError):
