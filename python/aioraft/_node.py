@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
+import secrets
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Generic, Literal, TypeVar, cast, overload
 
@@ -28,6 +29,7 @@ from ._leadership import Leadership, LeadershipChanges, Leading
 from ._listen import bind, check_listen
 from ._members import check_cluster, check_data_dir, check_id, check_members, check_reachable
 from ._proposing import Data, as_items, propose_slices, wait_for_room
+from ._seeds import Place, Seeds, check_seeds
 from ._state_machine import StateMachine, ask_durable, claim, has_batch, has_snapshot
 from ._status import Status, from_core
 from ._timeout import DEFAULT_TIMEOUT, Timeout, check_timeout
@@ -56,8 +58,11 @@ class Node(Generic[R]):
     def __init__(
         self,
         *,
-        id: int,
-        members: Mapping[int, str],
+        id: int | None = None,
+        members: Mapping[int, str] | None = None,
+        name: str | None = None,
+        seeds: Sequence[str] | None = None,
+        bootstrap_expect: int | None = None,
         data_dir: str | os.PathLike[str] | None,
         state_machine: StateMachine[R],
         listen: str | socket.socket | None = None,
@@ -67,29 +72,51 @@ class Node(Generic[R]):
     ) -> None:
         """Check the arguments; nothing is opened before `start`. Raises `ConfigError`.
 
+        Who the node is: either `id` and `members`, or `name`, `seeds` and `bootstrap_expect`.
+
         - `id`: this node's key in `members`; never to be used for another disk.
-        - `members`: the address, "host:port", of every member by its id, the same on all nodes. It bootstraps the
-          cluster; names are looked up again at each reconnect.
+        - `members`: the address, "host:port", of every member by its id. It bootstraps the cluster, for which it is the
+          same on all nodes; after that the log knows better, and it says where to find the others at first. A new node
+          that lists itself beside a cluster waits until that has added it (`add_learner`). Names are looked up again at
+          each reconnect.
+        - `name`: of this node alone, such as a pod's. What is in `data_dir` says which node it is; without that, a
+          cluster that answers at the seeds gives it an id, it catches up and gets a vote; the former member of its name,
+          whose disk is lost, leaves.
+        - `seeds`: addresses to ask, the same on all nodes.
+        - `bootstrap_expect`: so many of the seeds, the first ones, found the cluster if none answers: once, all together.
         - `data_dir`: a directory of this node's own, made if it is missing. None keeps the log in memory, for tests
           and demos: what such a node knew is gone when it stops, and it cannot come back under its id. The other
           members refuse it, because it no longer knows what it voted for and acknowledged.
         - `state_machine`: a fresh instance, for this node only.
         - `listen`: where to accept connections, if not at the node's address in `members`: "host:port" (port 0 lets
           the system choose), or a bound TCP socket, which the node takes over and closes.
-        - `advertise`: the address under which other nodes reach this one, if not the one in `members`.
+        - `advertise`: the address under which other nodes reach this one, if not the one in `members`, or the seed whose
+          host is `name`, or begins with it.
         - `cluster`: a name; nodes of another cluster are refused.
         """
         if config is None:
             config = Config()
         elif not isinstance(config, Config):
             raise ConfigError(f"config = {shown(config)}: it must be an aioraft.Config")
-        self._id = check_id("id", id)
-        self._members = check_members(id, members)
-        self._cluster = check_cluster(cluster)
-        self._data_dir = check_data_dir(data_dir)
-        self._listen = check_listen(self._members[id] if listen is None else listen)
         if advertise is not None:
             check_reachable("advertise", advertise)
+        self._cluster = check_cluster(cluster)
+        self._data_dir = check_data_dir(data_dir)
+        self._seeds: Seeds | None = None
+        if name is None and seeds is None and bootstrap_expect is None:
+            self._id = check_id("id", id)
+            self._members = check_members(self._id, {} if members is None else members)
+            own = self._members[self._id]
+        elif id is None and members is None:
+            self._seeds = check_seeds(name, seeds, bootstrap_expect, advertise=advertise, cluster=cluster)
+            self._id, self._members = 0, {}  # known when it has started
+            own = advertise = self._seeds.advertise
+        else:
+            raise ConfigError(
+                "id= and members= name the nodes of a cluster by hand; name=, seeds= and bootstrap_expect= let a node find "
+                "its place: give the one or the other"
+            )
+        self._listen = check_listen(own if listen is None else listen)
         self._advertise = advertise
         self._config = config
         self._propose_timeout = config.propose_timeout
@@ -108,6 +135,9 @@ class Node(Generic[R]):
     async def start(self) -> None:
         """Open the log, replay it, and listen. Returns when it listens; await `ready` for a leader.
 
+        A node with a `name` returns when it has its place: when it belongs to the cluster and knows of a leader. Until the
+        founders have met, or a cluster has taken it in, it goes on asking the seeds; `asyncio.timeout` bounds that.
+
         Raises `ConfigError` if the arguments are wrong in a way that shows only now (the address cannot be had, or may
         not be used without TLS; the data directory is another node's, in use, or of a cluster with other members), and
         `FatalError` if the log cannot be opened or written. Cancelled or failed, it leaves nothing open.
@@ -120,7 +150,10 @@ class Node(Generic[R]):
         try:
             bound = await bind(self._listen, insecure=self._config.insecure)
             try:
-                await self._start_core(bound)
+                if self._seeds is None:
+                    await self._start_core(bound, None)
+                else:
+                    await self._find_place(bound, self._seeds)
             finally:
                 bound.close()  # the core listens on a duplicate
         finally:
@@ -131,9 +164,31 @@ class Node(Generic[R]):
         if not has_snapshot(self._state_machine):
             announce_whole_log(self._id)
 
-    async def _start_core(self, bound: socket.socket) -> None:
+    async def _find_place(self, bound: socket.socket, seeds: Seeds) -> None:
+        """Start as the node that this one is, or becomes."""
+        identity = secrets.randbits(128)
+        place = await seeds.recorded(self._data_dir) or await seeds.ask(identity) or seeds.founder(identity)
+        place = place or await seeds.join(identity)
+        await self._start_core(bound, place)
+        try:
+            # A founder that has lost its disk may find a cluster without it meanwhile, and becomes a new member of that.
+            other = await seeds.leader_or_place(self._core, place)
+            if other is not None:
+                await self._core.close(0)
+                await self._start_core(bound, other)
+                await seeds.leader_or_place(self._core, other)
+        except BaseException:
+            self._closing = True
+            await _to_the_end(self._core.close(0))
+            raise
+
+    async def _start_core(self, bound: socket.socket, place: Place | None) -> None:
         if self._closing:
             raise NodeClosedError(f"node {self._id} was closed while it started")
+        joins = None
+        if place is not None:
+            self._id, self._members = place.id, place.members
+            joins = (place.name, place.identity if place.is_new else None)
         core = Core(
             loop=asyncio.get_running_loop(),
             node_id=self._id,
@@ -142,6 +197,7 @@ class Node(Generic[R]):
             data_dir=self._data_dir,
             listen=bound.fileno(),
             advertise=self._advertise or self._members[self._id],
+            joins=joins,
             config=self._config,
             state_machine=self._state_machine,
             batch=has_batch(self._state_machine),

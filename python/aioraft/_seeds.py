@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import logging
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 from ._admin import AdminError
-from ._core import AdminClient, recorded
+from ._core import AdminClient, Core, recorded
 from ._errors import ConfigError, shown
 from ._members import check_reachable, parse_address
 
@@ -34,33 +34,33 @@ class Place:
     """Which node of the cluster this one is."""
 
     id: int
+    name: str
     members: dict[int, str]
     """Where to find the others at first, and itself."""
     identity: int
     """Of its data directory."""
     is_new: bool
     """The directory is to be made; or to be taken from a cluster that was never founded."""
+    is_final: bool
+    """A cluster has given it, or stands in the directory."""
 
 
 class Seeds:
     """A node's name, and whom it asks for its place."""
 
-    def __init__(
-        self, name: str, seeds: Sequence[str], expect: int, advertise: str, cluster: str, metadata: Mapping[str, str]
-    ) -> None:
-        self.name = name
+    def __init__(self, name: str, seeds: list[str], expect: int, advertise: str, cluster: str) -> None:
         self.advertise = advertise
-        self._seeds = list(seeds)
+        self._name = name
+        self._seeds = seeds
         self._cluster = cluster
-        self._metadata = dict(metadata)
-        self.founders = dict(enumerate(seeds[:expect], start=1))
+        self._founders = dict(enumerate(seeds[:expect], start=1))
         self._said: set[str] = set()
 
-    def founder(self) -> Place | None:
+    def founder(self, identity: int) -> Place | None:
         """Return this node's place among the founders, if it is one of them."""
-        for number, address in self.founders.items():
+        for number, address in self._founders.items():
             if _same(address, self.advertise):
-                return Place(number, dict(self.founders), secrets.randbits(128), is_new=True)
+                return Place(number, self._name, dict(self._founders), identity, is_new=True, is_final=False)
         return None
 
     async def recorded(self, data_dir: str | None) -> Place | None:
@@ -73,18 +73,46 @@ class Seeds:
                 f"data_dir = {shown(data_dir)}: it belongs to cluster {found['cluster']!r}, not to {self._cluster!r}: "
                 "check cluster= and data_dir="
             )
-        members = {**self.founders}
+        members = dict(self._founders)
         members.setdefault(found["id"], self.advertise)
-        return Place(found["id"], members, int(found["identity"], 16), is_new=False)
+        return Place(found["id"], self._name, members, int(found["identity"], 16), is_new=False, is_final=found["stage"] != "unformed")
 
     async def join(self, identity: int) -> Place:
         """Ask the seeds, round after round, until a cluster gives a place to the data directory of that identity."""
-        for rest in _rests():
-            for asked in asyncio.as_completed([self._ask(seed, identity) for seed in self._others()]):
-                if (place := await asked) is not None:
-                    return place
-            await asyncio.sleep(rest)
-        raise AssertionError("unreachable")
+        rests = itertools.chain(_RESTS, itertools.repeat(_RESTS[-1]))
+        while (place := await self.ask(identity)) is None:
+            await asyncio.sleep(next(rests))
+        return place
+
+    async def ask(self, identity: int) -> Place | None:
+        """Ask each of the seeds once for a place for the data directory of that identity."""
+        for asked in asyncio.as_completed([self._ask(seed, identity) for seed in self._others()]):
+            if (place := await asked) is not None:
+                return place
+        return None
+
+    async def leader_or_place(self, core: Core, place: Place) -> Place | None:
+        """Wait until `core`, which runs in `place`, knows of a leader; or return another place, if a cluster gives it one."""
+        if place.is_final:
+            await _leader(core)
+            return None
+        following = asyncio.create_task(_leader(core))
+        joining = asyncio.create_task(self.join(place.identity))
+        try:
+            while True:
+                await asyncio.wait([following, joining], return_when=asyncio.FIRST_COMPLETED)
+                if following.done():
+                    await following
+                    return None
+                other = await joining
+                if other.id != place.id:
+                    return other
+                # The cluster knows this directory: it is only a matter of time.
+                await following
+        finally:
+            for task in (following, joining):
+                task.cancel()
+            await asyncio.gather(following, joining, return_exceptions=True)
 
     def _others(self) -> list[str]:
         return [seed for seed in self._seeds if not _same(seed, self.advertise)]
@@ -93,37 +121,31 @@ class Seeds:
         client = AdminClient(seed, cluster=self._cluster)
         try:
             number, members = await asyncio.to_thread(
-                client.join, self.name, identity, self.advertise, self._metadata, _ASK_TIMEOUT
+                client.join, self._name, identity, self.advertise, {}, _ASK_TIMEOUT
             )
         except AdminError as error:
             self._say(seed, error)
             return None
-        return Place(number, {**members, number: self.advertise}, identity, is_new=True)
+        # Whoever had this address before is gone.
+        others = {other: address for other, address in members.items() if not _same(address, self.advertise)}
+        return Place(number, self._name, {**others, number: self.advertise}, identity, is_new=True, is_final=True)
 
     def _say(self, seed: str, error: AdminError) -> None:
         # Not reached, or not formed yet, is how it begins.
         is_early = error.kind in ("unreachable", "forming")
-        text = f"{self.name!r} got no place in the cluster from {seed}: {error}"
+        text = f"{self._name!r} got no place in the cluster from {seed}: {error}"
         if text not in self._said:
             self._said.add(text)
             _log.log(logging.DEBUG if is_early else logging.WARNING, text)
 
 
-def _rests() -> Iterator[float]:
-    yield from _RESTS
-    while True:
-        yield _RESTS[-1]
+async def _leader(core: Core) -> None:
+    """Wait until `core` knows of a leader: it belongs to a cluster then."""
+    while (known := core.leadership)[2] is None:
+        await core.wait_leadership(known[0])
 
 
-def check_seeds(
-    *,
-    name: object,
-    seeds: Sequence[str],
-    expect: object,
-    advertise: str | None,
-    cluster: str,
-    metadata: Mapping[str, str] | None,
-) -> Seeds:
+def check_seeds(name: object, seeds: object, expect: object, *, advertise: str | None, cluster: str) -> Seeds:
     """Return how a node of that name finds its place. Raises `ConfigError`."""
     if not isinstance(name, str) or not 1 <= len(name.encode()) <= _NAME_BYTES_MAX:
         raise ConfigError(f"name = {shown(name)}: it must be a text of 1 to {_NAME_BYTES_MAX} bytes, the node's own")
@@ -141,7 +163,7 @@ def check_seeds(
             f"bootstrap_expect = {shown(expect)}: it must say how many of the seeds found the cluster, from 1 to "
             f"{len(seeds)}, the same on every node; 3 is usual"
         )
-    return Seeds(name, seeds, expect, _own_address(name, seeds, advertise), cluster, metadata or {})
+    return Seeds(name, list(seeds), expect, _own_address(name, seeds, advertise), cluster)
 
 
 def _own_address(name: str, seeds: Sequence[str], advertise: str | None) -> str:

@@ -23,6 +23,10 @@ class PeerStatus:
     """The peer."""
     address: str
     """Where it is reached."""
+    votes: bool
+    """It votes; otherwise it is a learner."""
+    metadata: dict[str, str]
+    """What is said of it, by itself or by whoever added it."""
     connected: bool
     """A connection to it is up."""
     trouble: str | None
@@ -61,6 +65,12 @@ class Status:
     """Bytes of that snapshot's file."""
     timestamp_ns: int
     """Replicated time of the last applied entry."""
+    identity: str
+    """Drawn when its data directory was created, 32 hexadecimal digits."""
+    votes: bool
+    """It votes; otherwise it is a learner, or no member yet."""
+    incarnation: int
+    """Counts recoveries of the cluster in its upper 32 bits, and removals of members in the lower."""
     boot: int
     """How many times this data directory has been started."""
     pending_proposals: int

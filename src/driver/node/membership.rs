@@ -144,10 +144,19 @@ impl Node {
         Some(std::iter::once(Change::Promote(self.id)).chain(gone).collect())
     }
 
+    /// Where this node is reached, and what it is called, if the log says something else.
     fn moved(&self) -> Option<Change> {
-        let known = &self.engine.membership().members.get(&self.id)?.address;
+        let known = self.engine.membership().members.get(&self.id)?;
         let address = self.advertised();
-        let is_elsewhere = !known.is_empty() && !address.is_empty() && *known != address;
-        is_elsewhere.then_some(Change::Update { id: self.id, identity: 0, address, metadata: None })
+        let is_elsewhere = !known.address.is_empty() && !address.is_empty() && known.address != address;
+        // A founder's name is nowhere yet.
+        let name = self.options.joins.as_ref().map(|joins| &joins.name);
+        let is_nameless = name.is_some() && known.metadata.get(NAME) != name;
+        let metadata = name.filter(|_| is_nameless).map(|name| {
+            let mut metadata = known.metadata.clone();
+            metadata.insert(NAME.into(), name.clone());
+            metadata
+        });
+        (is_elsewhere || is_nameless).then_some(Change::Update { id: self.id, identity: 0, address, metadata })
     }
 }
