@@ -57,7 +57,7 @@ impl AdminClient {
         }
     }
 
-    /// Who the members are, as far as the node knows: its "leader", and "members".
+    /// Who the members are, as far as the node knows: its "leader", "incarnation" and "members".
     #[pyo3(signature = (timeout: "float"))]
     fn members<'py>(&self, py: Python<'py>, timeout: f64) -> PyResult<Figures<'py>> {
         match self.call(py, Ask::Members(()), timeout)? {
@@ -234,6 +234,7 @@ fn peer_to_dict<'py>(py: Python<'py>, peer: &Peer) -> PyResult<Bound<'py, PyDict
 fn members_to_dict<'py>(py: Python<'py>, members: &Members) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
     dict.set_item("leader", known(members.leader))?;
+    dict.set_item("incarnation", members.incarnation)?;
     let list = PyList::empty(py);
     for member in &members.members {
         list.append(member_to_dict(py, member)?)?;
@@ -248,6 +249,7 @@ fn member_to_dict<'py>(py: Python<'py>, member: &Member) -> PyResult<Bound<'py, 
     dict.set_item("id", member.id)?;
     dict.set_item("address", &member.address)?;
     dict.set_item("votes", member.votes)?;
+    dict.set_item("connected", member.connected)?;
     dict.set_item("identity", Some(identity).filter(|identity| !identity.is_empty()))?;
     let metadata = PyDict::new(py);
     for (key, value) in &member.metadata {

@@ -207,6 +207,7 @@ impl Node {
                 Ok(Ok(ControlFlow::Continue(()))) => self.wait().await,
                 Ok(Ok(ControlFlow::Break(()))) => break None,
                 Ok(Err(Stop::Ended(ended))) => {
+                    self.dismiss_tools(ended);
                     break Some(Fatal { ended: Some(ended), ..Fatal::here(ended.to_string()) });
                 }
                 Ok(Err(stop)) => break Some(Fatal::here(stop.to_string())),

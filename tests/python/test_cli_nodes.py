@@ -143,10 +143,11 @@ async def test_members_says_who_they_are(raft_cluster: RaftCluster) -> None:
         assert found[0] == found[1] == found[2]
         assert found[0]["leader"] == leader.id
         for node, member in zip(cluster.nodes, found[0]["members"], strict=True):
-            assert (member["id"], member["address"], member["votes"]) == (node.id, node.address, True)
+            assert (member["id"], member["address"]) == (node.id, node.address)
+            assert (member["votes"], member["connected"]) == (True, True)
             assert re.fullmatch("[0-9a-f]{32}", member["identity"])
         lines = (await said("members", "--node", leader.address)).splitlines()
-        assert lines[0].split() == ["node", "address", "role", "identity"]
+        assert lines[0].split() == ["node", "address", "role", "connection", "identity"]
         rows = {line.split()[0]: line.split()[2] for line in lines[1:]}
         assert rows == {str(node.id): "leader" if node.id == leader.id else "voter" for node in cluster.nodes}
 

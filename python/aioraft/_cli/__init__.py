@@ -1,8 +1,8 @@
 """The command `aioraft`: looks after data directories and clusters.
 
-A command is a module with a `COMMAND`, or several that are alike, and has its place in `_COMMANDS` here. What it finds is written to
-standard output, as a table for people or with `--json` for scripts; what went wrong is one sentence on standard error,
-raised as a `CommandError` with the exit status that says which kind it is.
+A command is the `COMMAND` of a module, or one of several that are alike, and has its place in `_COMMANDS` here.
+What it finds is written to standard output, as a table for people or with `--json` for scripts; what went wrong is one
+sentence on standard error, raised as a `CommandError` with the exit status that says which kind it is.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ def run() -> NoReturn:
         sys.stdout.flush()
     except OSError as error:  # a full disk, say
         sys.stderr.write(f"aioraft: the answer cannot be written: {error}; give standard output another place\n")
-        # Or the interpreter tries once more at its end, and complains.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or the interpreter tries once more, and complains
         status = Status.UNREADABLE
     sys.exit(status)
 

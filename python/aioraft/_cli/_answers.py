@@ -72,6 +72,8 @@ class Member(TypedDict):
     address: str
     votes: bool
     """Otherwise it is a learner."""
+    connected: bool
+    """The node that was asked has a connection to it, or is it."""
     identity: str | None
     """Of its data directory: 32 hexadecimal digits; None until it was met."""
     metadata: dict[str, str]
@@ -81,4 +83,6 @@ class Members(TypedDict):
     """Who belongs to a cluster, as far as the node that was asked knows."""
 
     leader: int | None
+    incarnation: int
+    """Counts removals and recoveries of the cluster."""
     members: list[Member]

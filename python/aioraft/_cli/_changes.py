@@ -13,7 +13,7 @@ from ._nodes import add_node_arguments, ask, node_address, node_id
 __all__ = ["COMMANDS"]
 
 _Change: TypeAlias = "tuple[str, int, str, dict[str, str]]"
-"""What `AdminClient.change` takes: what is done, to whom (0 for whomever the cluster chooses), and what is known of it."""
+"""As `AdminClient.change` takes it: what is done, to whom (0: the cluster chooses an id), its address, its metadata."""
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,8 +84,8 @@ COMMANDS = (
         name="add",
         summary="let a new node join a running cluster",
         description="""\
-Lets a new node join a running cluster, without a vote: it is sent the log and follows it. Ids of removed nodes are never
-used again. The node is started then, with this id, this address, and the members that are there already.
+Lets a new node join a running cluster, without a vote: it is sent the log and follows it. It is started then, with its
+id, its address, and the members that are there already. Ids of removed nodes are never used again.
 """,
         add_arguments=_add_arguments,
         run=_add,
@@ -112,8 +112,8 @@ Makes voters learners: they follow the log and do not vote. A leader hands over 
         name="remove",
         summary="remove members from a running cluster for good",
         description="""\
-Removes members from a running cluster for good, whether they run or not: their ids are never used again, and a node that
-was removed stops. A leader hands over first.
+Removes members from a running cluster for good, whether they run or not: their ids are never used again, and a node
+that was removed stops. A leader hands over first.
 """,
         add_arguments=_ids_arguments,
         run=_remove,

@@ -43,9 +43,11 @@ several nodes it asks the first that can be reached.
 
 def _table(found: Members) -> Iterator[tuple[object, ...]]:
     has_metadata = any(it["metadata"] for it in found["members"])
-    yield ("node", "address", "role", "identity", *(("metadata",) if has_metadata else ()))
+    yield ("node", "address", "role", "connection", "identity", *(("metadata",) if has_metadata else ()))
     for it in found["members"]:
         role = "leader" if it["id"] == found["leader"] else "voter" if it["votes"] else "learner"
         metadata = ", ".join(f"{key}={value}" for key, value in it["metadata"].items())
         identity = it["identity"] or "not met yet"
-        yield (it["id"], it["address"] or "not known", role, identity, *((metadata,) if has_metadata else ()))
+        connection = "up" if it["connected"] else "down"
+        where = it["address"] or "not known"
+        yield (it["id"], where, role, connection, identity, *((metadata,) if has_metadata else ()))

@@ -31,6 +31,7 @@ _STATUSES = {
     "timed-out": Status.LATE,
     "closed": Status.REFUSED,
     "unsupported": Status.REFUSED,
+    "forming": Status.REFUSED,
 }
 
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Node;
 use crate::driver::clock;
+use crate::driver::gate::Ended;
 use crate::driver::port::{PeerStatus, DRIVER_TOKEN};
 use crate::engine::formation::Identity;
 use crate::engine::membership::{decode_changes, Change, Metadata};
@@ -30,6 +31,8 @@ pub(super) struct AdminCalls {
     callers: BTreeMap<Token, Caller>,
     /// Those among them who want to become nodes.
     joining: BTreeSet<Token>,
+    /// Those that only want this node removed.
+    removing: BTreeSet<Token>,
 }
 
 impl AdminCalls {
@@ -42,6 +45,7 @@ impl AdminCalls {
 
     fn end(&mut self, token: Token) -> Option<Caller> {
         self.joining.remove(&token);
+        self.removing.remove(&token);
         self.callers.remove(&token)
     }
 
@@ -49,6 +53,7 @@ impl AdminCalls {
     pub fn forget(&mut self, connection: u64) {
         self.callers.retain(|_, caller| caller.connection != connection);
         self.joining.retain(|token| self.callers.contains_key(token));
+        self.removing.retain(|token| self.callers.contains_key(token));
     }
 }
 
@@ -92,6 +97,9 @@ impl Node {
                 Some(changes) => {
                     tracing::info!(node = self.id, ?changes, "an operator changes the members");
                     let token = self.admin_calls.begin(caller);
+                    if changes == [Change::Remove(self.id)] {
+                        self.admin_calls.removing.insert(token);
+                    }
                     self.change_members(token, &changes, deadline_ns);
                 }
                 None => self.answer(caller, Err(self.unknown_request())),
@@ -192,6 +200,19 @@ impl Node {
             self.answer(caller, answer);
         }
         None
+    }
+
+    /// This node has no part in the cluster any more, and may never see what became of what tools wait for: others tell a
+    /// node of its removal before it has applied that.
+    pub(super) fn dismiss_tools(&mut self, ended: Ended) {
+        for (token, caller) in std::mem::take(&mut self.admin_calls.callers) {
+            let is_done = ended == Ended::Removed && self.admin_calls.removing.contains(&token);
+            let answer = match is_done {
+                true => Ok(Answer::Changed(Changed { index: self.engine.membership().version, ids: vec![self.id] })),
+                false => Err(Problem::new(ProblemKind::Unknown, format!("{ended}; look at another node what it did"))),
+            };
+            self.answer(caller, answer);
+        }
     }
 
     fn answer(&self, caller: Caller, answer: Result<Answer, Problem>) {

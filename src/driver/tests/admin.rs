@@ -149,3 +149,18 @@ fn a_call_whose_tool_has_gone_harms_nobody() {
     assert!(host.failed.is_empty(), "{:?}", host.failed);
     assert_eq!(host.close(), None);
 }
+
+#[test]
+fn a_node_that_is_asked_to_remove_itself_says_so_though_it_may_hear_of_it_first_from_the_others() {
+    for removed in ["leader", "follower"] {
+        let (mut hosts, addresses) = cluster(3, None);
+        let (leader, others) = led(&mut hosts);
+        let id = if removed == "leader" { leader } else { others[0] };
+        let encoded = encode_changes(&[membership::Change::Remove(id)]);
+        let answer = ask(&addresses[&id], Ask::Change(Change { encoded }));
+        assert!(matches!(&answer, Ok(Answer::Changed(changed)) if changed.ids == [id]), "{answer:?}");
+        let host = hosts.get_mut(&id).unwrap();
+        host.until("stopped", |host| host.stopped.is_some());
+        assert_eq!(host.stopped.clone().flatten().unwrap().ended, Some(gate::Ended::Removed));
+    }
+}
