@@ -19,13 +19,15 @@ class AdminClient:
     be used from any thread.
     """
     def __new__(cls, /, address: "str", *, cluster: "str") -> AdminClient: ...
-    def change(self, /, encoded: "bytes", timeout: "float") -> tuple[int, list[int]]:
+    def change(self, /, changes: "list[tuple[str, int, str, dict[str, str]]]", timeout: "float") -> tuple[int, list[int]]:
         """
-        Change the membership; returns the index of the entry that did, and the ids concerned.
+        Change the membership, all of it at once; returns the index of the entry that did, and the ids concerned, in that
+        order. Each change is ("add", "promote", "demote" or "remove", id, address, metadata); the last two are for "add",
+        whose id may be 0: the cluster chooses one. Raises ValueError for anything else.
         """
     def members(self, /, timeout: "float") -> dict[str, Any]:
         """
-        Who the members are, as far as the node knows: its "leader", and "members".
+        Who the members are, as far as the node knows: its "leader", "incarnation" and "members".
         """
     def snapshot(self, /, timeout: "float") -> int:
         """
