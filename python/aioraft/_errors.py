@@ -233,8 +233,8 @@ class TransferTimeoutError(TransferError, TimeoutError):
 class MembershipError(RaftError):
     """The members were not changed, or not as far as this node knows: the message says why.
 
-    `outcome` is `Outcome.NOT_COMMITTED` if nothing has changed, and `Outcome.UNKNOWN` if the change may have taken effect, or
-    may yet. Asking again for the same change makes it once, however often it was asked for.
+    `outcome` is `Outcome.NOT_COMMITTED` if nothing has changed, and `Outcome.UNKNOWN` if the change may have taken
+    effect, or may yet. Asking again for the same change makes it once, however often it was asked for.
     """
 
     def __init__(self, message: str, committed: bool | None = False) -> None:

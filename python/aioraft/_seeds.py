@@ -75,7 +75,14 @@ class Seeds:
             )
         members = dict(self._founders)
         members.setdefault(found["id"], self.advertise)
-        return Place(found["id"], self._name, members, int(found["identity"], 16), is_new=False, is_final=found["stage"] != "unformed")
+        return Place(
+            found["id"],
+            self._name,
+            members,
+            int(found["identity"], 16),
+            is_new=False,
+            is_final=found["stage"] != "unformed",
+        )
 
     async def join(self, identity: int) -> Place:
         """Ask the seeds, round after round, until a cluster gives a place to the data directory of that identity."""

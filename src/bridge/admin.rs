@@ -106,12 +106,7 @@ impl AdminClient {
     /// Change the membership, all of it at once; returns the index of the entry that did, and the ids concerned, in that
     /// order. The changes are as in `Core.change_members`.
     #[pyo3(signature = (changes: "list[tuple[str, int, str, dict[str, str] | None]]", timeout: "float"))]
-    fn change(
-        &self,
-        py: Python<'_>,
-        changes: Vec<ChangeOf>,
-        timeout: f64,
-    ) -> PyResult<(u64, Vec<NodeId>)> {
+    fn change(&self, py: Python<'_>, changes: Vec<ChangeOf>, timeout: f64) -> PyResult<(u64, Vec<NodeId>)> {
         let encoded = encode_changes(&changes::read(changes)?);
         match self.call(py, Ask::Change(admin_messages::Change { encoded }), timeout)? {
             Answer::Changed(Changed { index, ids }) => Ok((index, ids)),

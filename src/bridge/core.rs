@@ -12,8 +12,8 @@ use pyo3::PyTraverseError;
 
 use super::bell::{Bell, Rope};
 use super::capture::Capture;
-use super::entry::Entry;
 use super::changes::{self, ChangeOf};
+use super::entry::Entry;
 use super::errors::{self, NodeClosedError, RaftError, ReentrantCallError, SnapshotError, WrongLoopError};
 use super::faults::Faults;
 use super::futures::Futures;

@@ -11,6 +11,7 @@ use super::hints::Figures;
 use crate::driver::identity::NodeRecord;
 use crate::driver::inspect::{GuardReport, LogReport, Report};
 use crate::engine::formation::{Identity, Stage};
+use crate::engine::membership::Membership;
 use crate::storage::snapshot::{FileState, FileView};
 
 /// What a data directory holds, under the keys of `aioraft._cli._report.Report`. Private: use `aioraft inspect`.
@@ -60,6 +61,10 @@ fn to_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>
     membership.set_item("snapshot", snapshot.transpose()?)?;
     let committed = committed.map(|(index, conf)| members_to_dict(py, index, conf));
     membership.set_item("committed", committed.transpose()?)?;
+    let members = report.replicated.as_ref().map(|replicated| &replicated.membership);
+    membership.set_item("members", members.map(|it| details_to_list(py, it)).transpose()?)?;
+    membership.set_item("retired", members.map(|it| it.retired.intervals().to_vec()))?;
+    membership.set_item("incarnation", members.map(|it| it.incarnation))?;
     dict.set_item("membership", membership)?;
     let sessions = report.replicated.as_ref().map(|replicated| {
         let list = PyList::empty(py);
@@ -145,6 +150,19 @@ fn members_to_dict<'py>(py: Python<'py>, index: u64, conf: &ConfState) -> PyResu
     dict.set_item("learners_next", &conf.learners_next)?;
     dict.set_item("auto_leave", conf.auto_leave)?;
     Ok(dict)
+}
+
+fn details_to_list<'py>(py: Python<'py>, membership: &Membership) -> PyResult<Bound<'py, PyList>> {
+    let list = PyList::empty(py);
+    for (id, member) in &membership.members {
+        let dict = PyDict::new(py);
+        dict.set_item("id", id)?;
+        dict.set_item("identity", (member.identity != 0).then(|| hex(member.identity)))?;
+        dict.set_item("address", Some(&member.address).filter(|address| !address.is_empty()))?;
+        dict.set_item("metadata", member.metadata.clone())?;
+        list.append(dict)?;
+    }
+    Ok(list)
 }
 
 fn file_to_dict<'py>(py: Python<'py>, file: &FileView) -> PyResult<Bound<'py, PyDict>> {

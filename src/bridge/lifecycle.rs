@@ -9,8 +9,8 @@ use pyo3::types::PyDict;
 
 use super::core::Core;
 use super::errors;
-use super::state::Why;
 use super::owner::Stranger;
+use super::state::Why;
 use super::state::{Phase, Stake};
 use crate::driver::port::{Fatal, Request};
 

@@ -74,11 +74,9 @@ pub async fn run(mut options: Options, port: Port, wake: Arc<Notify>) -> Option<
     let id = options.id;
     let fatal = match started.and_then(|started| Node::new(options, started, port, wake)) {
         Ok(node) => node.run().await,
-        Err(error) => Some(Fatal {
-            message: error.to_string(),
-            is_misconfigured: error.is_misconfiguration(),
-            ended: None,
-        }),
+        Err(error) => {
+            Some(Fatal { message: error.to_string(), is_misconfigured: error.is_misconfiguration(), ended: None })
+        }
     };
     if let Some(Fatal { message, .. }) = &fatal {
         tracing::error!(node = id, "{message}");

@@ -65,7 +65,14 @@ async def test_it_says_what_is_there(data_dir: pathlib.Path) -> None:
     assert (hard_state["term"], hard_state["vote"], log["last_term"]) == (3, 1, 3)
     assert 12 <= commit <= 15  # it is noted now and then
     members = {"voters": [1], "learners": [], "voters_outgoing": [], "learners_next": [], "auto_leave": False}
-    assert report["membership"] == {"snapshot": {"index": 12, **members}, "committed": {"index": commit, **members}}
+    member = {"id": 1, "identity": node["identity"], "address": None, "metadata": {}}
+    assert report["membership"] == {
+        "snapshot": {"index": 12, **members},
+        "committed": {"index": commit, **members},
+        "members": [member],
+        "retired": [],
+        "incarnation": 0,
+    }
     assert [(it["origin"], it["boot"]) for it in report["sessions"]] == [(1, 2 if commit == 15 else 1)]
     assert report["timestamp_ns"] > 0
     (snapshot,) = report["snapshots"]

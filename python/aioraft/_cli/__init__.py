@@ -17,13 +17,14 @@ from typing import NoReturn
 
 import aioraft
 
-from . import _changes, _inspect, _members, _snapshot, _status, _transfer
+from . import _changes, _inspect, _members, _recover, _snapshot, _status, _transfer
 from ._command import Command, CommandError, Status
 
 __all__ = ["main", "run"]
 
 _COMMANDS = (
     _inspect.COMMAND,
+    _recover.COMMAND,
     _status.COMMAND,
     _members.COMMAND,
     *_changes.COMMANDS,

@@ -114,6 +114,21 @@ def _members(report: Report) -> Iterator[str]:
     if membership["snapshot"] is not None:
         yield f"{_said(membership['snapshot'])}, in the snapshot at entry {membership['snapshot']['index']}"
 
+    if membership["members"]:
+        rows = (
+            (
+                it["id"],
+                it["address"] or "",
+                it["identity"] or "not met yet",
+                " ".join(f"{k}={v}" for k, v in it["metadata"].items()),
+            )
+            for it in membership["members"]
+        )
+        yield from columns([("node", "address", "identity", ""), *rows])
+    if membership["retired"]:
+        ids = ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in membership["retired"])
+        yield f"removed {ids}"
+
 
 def _said(members: Members) -> str:
     parts = (

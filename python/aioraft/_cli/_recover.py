@@ -61,8 +61,9 @@ Node {foreseen["id"]} becomes the only member of cluster {foreseen["cluster"]!r}
   kept        every entry of this log: through {foreseen["last_index"]}, of term {foreseen["last_term"]}{_when(foreseen)}
   may be lost what the others acknowledged and this node has not got, if there is any: nobody can tell from here
   may be new  entries behind {foreseen["commit"]}, which nobody may have acknowledged, count as committed now
-  the others  must not run: if a majority of them does, it goes on by itself, and there are two clusters from now on. One
-              that meets this node again stops; its data directory is to be removed, and it comes back as a new member
+  the others  must not run: if a majority of them does, it goes on by itself, and there are two clusters from now
+              on. One that meets this node again stops; its data directory is to be removed, and it comes back as a
+              new member
 
 Of several directories that are left, take the one with the highest term, and among those the highest index
 (`aioraft inspect`). A copy of the directory as it is now is kept beside it.
@@ -72,7 +73,7 @@ Of several directories that are left, take the one with the highest term, and am
 def _when(recovery: _Recovery) -> str:
     if recovery["last_wall_ns"] is None:
         return ""
-    moment = datetime.datetime.fromtimestamp(recovery["last_wall_ns"] / 1e9, tz=datetime.timezone.utc)
+    moment = datetime.datetime.fromtimestamp(recovery["last_wall_ns"] / 1e9, tz=datetime.UTC)
     return f", appended at {moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
@@ -97,8 +98,8 @@ COMMAND = Command(
     name="recover",
     summary="go on with one node where the quorum is lost for good",
     description="""\
-For a cluster that has lost the majority of its voters for good: makes the node of this data directory its only member, in
-a new incarnation. Says what may be lost, asks, and keeps a copy of the directory beside it.
+For a cluster that has lost the majority of its voters for good: makes the node of this data directory its only member,
+in a new incarnation. Says what may be lost, asks, and keeps a copy of the directory beside it.
 
 While a majority can be started again, start it instead: nothing is lost then.
 """,

@@ -97,6 +97,17 @@ class Members(TypedDict):
     """The change is completed by the leader by itself."""
 
 
+class Member(TypedDict):
+    """What there is to a member beside its vote."""
+
+    id: int
+    identity: str | None
+    """Of its data directory; None until it was met."""
+    address: str | None
+    """Where it is dialled; None while the log does not say, as for founders at first."""
+    metadata: dict[str, str]
+
+
 class Membership(TypedDict):
     """The members."""
 
@@ -104,6 +115,12 @@ class Membership(TypedDict):
     """As of the snapshot that the log names."""
     committed: Members | None
     """As of the last entry known here to be committed; None where a node could not go on from the log."""
+    members: list[Member] | None
+    """As of the same entry."""
+    retired: list[tuple[int, int]] | None
+    """First and last of the ids that were removed, and are never used again."""
+    incarnation: int | None
+    """Counts recoveries in its upper 32 bits, and removals in the lower."""
 
 
 class Session(TypedDict):
