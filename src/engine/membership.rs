@@ -336,7 +336,7 @@ impl Membership {
             plan.is_noop = false;
         };
         match change {
-            Change::AddLearner { id, member } => return self.plan_learner(plan, *id, member, single),
+            Change::AddLearner { id, member } => self.plan_learner(plan, *id, member, single),
             Change::Update { id, identity, address, metadata } => {
                 if !plan.members.contains_key(id) {
                     return unknown(id);

@@ -58,11 +58,11 @@ def _warning(foreseen: _Recovery) -> str:
     return f"""\
 Node {foreseen["id"]} becomes the only member of cluster {foreseen["cluster"]!r}; the nodes {lost} are out for good.
 
-  kept        every entry of this log: through {foreseen["last_index"]}, of term {foreseen["last_term"]}{_when(foreseen)}
+  kept        every entry of this log: through {foreseen["last_index"]}, term {foreseen["last_term"]}{_when(foreseen)}
   may be lost what the others acknowledged and this node has not got, if there is any: nobody can tell from here
   may be new  entries behind {foreseen["commit"]}, which nobody may have acknowledged, count as committed now
-  the others  must not run: if a majority of them does, it goes on by itself, and there are two clusters from now
-              on. One that meets this node again stops; its data directory is to be removed, and it comes back as a
+  the others  must not run: if a majority of them does, it goes on by itself, and there are two clusters from
+              now on. One that meets this node again stops; its data directory is to be removed, and it comes back as a
               new member
 
 Of several directories that are left, take the one with the highest term, and among those the highest index
