@@ -9,9 +9,11 @@
 
 Inside, `_node` is where to begin. It checks arguments with `_members`, `_listen` and `_config`, and hands everything
 else to `_core`, the extension module; `_proposing`, `_commits`, `_leadership`, `_timeout` and `_status` each make one
-kind of call out of the core's futures and figures. The core calls back into `_state_machine`, and into `_snapshots`.
+kind of call out of the core's futures and figures, and `_membership` the calls about the members, out of `_changes`.
+The core calls back into `_state_machine`, and into `_snapshots`.
 """
 
+from ._changes import AddLearner, Change, Demote, MemberInfo, MembershipChange, Promote, Remove, UpdateMember
 from ._commits import Commits
 from ._config import Config
 from ._core import Entry
@@ -21,6 +23,8 @@ from ._errors import (
     Compacted,
     ConfigError,
     FatalError,
+    MembershipError,
+    MembershipTimeoutError,
     NodeClosedError,
     NotCommittedError,
     Outcome,
@@ -31,8 +35,10 @@ from ._errors import (
     RaftError,
     ReadTimeoutError,
     ReentrantCallError,
+    RemovedError,
     SnapshotError,
     SnapshotTimeoutError,
+    SupersededError,
     TransferError,
     TransferTimeoutError,
     WrongLoopError,
@@ -47,19 +53,26 @@ from ._timeout import DEFAULT_TIMEOUT, DefaultTimeout, Timeout
 
 __all__ = [
     "DEFAULT_TIMEOUT",
+    "AddLearner",
     "AppliedWithoutResultError",
     "ApplyError",
+    "Change",
     "Commits",
     "Compacted",
     "Config",
     "ConfigError",
     "Data",
     "DefaultTimeout",
+    "Demote",
     "Entry",
     "FatalError",
     "Leadership",
     "LeadershipChanges",
     "Leading",
+    "MemberInfo",
+    "MembershipChange",
+    "MembershipError",
+    "MembershipTimeoutError",
     "Node",
     "NodeClosedError",
     "NotCommittedError",
@@ -67,22 +80,27 @@ __all__ = [
     "OutcomeUnknownError",
     "PeerState",
     "PeerStatus",
+    "Promote",
     "ProposalError",
     "ProposalTimeoutError",
     "ProposalTooLargeError",
     "RaftError",
     "ReadTimeoutError",
     "ReentrantCallError",
+    "Remove",
+    "RemovedError",
     "Role",
     "SnapshotData",
     "SnapshotError",
     "SnapshotTimeoutError",
     "StateMachine",
     "Status",
+    "SupersededError",
     "Term",
     "Timeout",
     "TransferError",
     "TransferTimeoutError",
+    "UpdateMember",
     "WrongLoopError",
 ]
 __version__ = "0.1.0"

@@ -29,6 +29,9 @@ class Config:
     """The default deadline of `propose`, `propose_many` and `transfer_leader`; None waits for ever."""
     read_timeout: float | None = 10.0
     """The default deadline of `read_barrier`; None waits for ever."""
+    membership_timeout: float | None = 60.0
+    """The default deadline of `add_learner`, `promote` and the others that change the members; None waits for ever.
+    Longer than a proposal's: a learner is waited for until it has caught up, and may be sent a snapshot for that."""
     close_timeout: float = 5.0
     """How long `aclose()` lets calls in flight end before it fails them; in half of that a leader hands over."""
     max_entry_bytes: int = 8 * _MIB
@@ -69,6 +72,7 @@ class Config:
         _seconds(self, "heartbeat_interval", least=0.001, most=1200)
         _seconds(self, "propose_timeout", least=0.001, most=1e9, optional=True)
         _seconds(self, "read_timeout", least=0.001, most=1e9, optional=True)
+        _seconds(self, "membership_timeout", least=0.001, most=1e9, optional=True)
         _seconds(self, "close_timeout", least=0, most=3600)
         _count(self, "max_entry_bytes", least=1 * _KIB, most=64 * _MIB)
         _count(self, "max_pending_proposals", least=1, most=2**31)

@@ -28,6 +28,7 @@ from ._errors import (
 from ._leadership import Leadership, LeadershipChanges, Leading
 from ._listen import bind, check_listen
 from ._members import check_cluster, check_data_dir, check_id, check_members, check_reachable
+from ._membership import ChangesMembers
 from ._proposing import Data, as_items, propose_slices, wait_for_room
 from ._seeds import Place, Seeds, check_seeds
 from ._state_machine import StateMachine, ask_durable, claim, has_batch, has_snapshot
@@ -39,7 +40,7 @@ __all__ = ["Node"]
 R = TypeVar("R")
 
 
-class Node(Generic[R]):
+class Node(ChangesMembers, Generic[R]):
     """One member of a cluster, inside this process. `R` is what its state machine's `apply` returns.
 
     ```python
@@ -48,7 +49,8 @@ class Node(Generic[R]):
     ```
 
     A node belongs to the event loop in which it was started; `WrongLoopError` otherwise. It is started once, and
-    closed once. Consensus runs on a thread of its own and does not wait for the loop.
+    closed once. Consensus runs on a thread of its own and does not wait for the loop. What it can do about the members
+    of its cluster stands in `ChangesMembers`.
 
     Every await ends in a result or in a `RaftError` whose `outcome` says what became of the proposal; a cancelled one
     ends in CancelledError, as everywhere, which stops the waiting and not the proposal. Once the node has stopped by

@@ -67,8 +67,12 @@ class Status:
     """Replicated time of the last applied entry."""
     identity: str
     """Drawn when its data directory was created, 32 hexadecimal digits."""
+    address: str
+    """Where the others reach it."""
     votes: bool
     """It votes; otherwise it is a learner, or no member yet."""
+    metadata: dict[str, str]
+    """What is said of it, by itself or by whoever added it."""
     incarnation: int
     """Counts recoveries of the cluster in its upper 32 bits, and removals of members in the lower."""
     boot: int

@@ -270,12 +270,11 @@ impl State {
         let mut futures: Vec<(Future, Stake)> = Vec::new();
         for waiter in self.waiters.take_all() {
             match waiter {
-                Waiter::Proposal(future, _) => futures.push((future, Stake::UnderWay)),
+                Waiter::Proposal(future, _) | Waiter::Change(future) => futures.push((future, Stake::UnderWay)),
                 Waiter::Barrier(future, _)
                 | Waiter::Range(future)
                 | Waiter::Snapshot(future)
-                | Waiter::Transfer(future)
-                | Waiter::Change(future) => {
+                | Waiter::Transfer(future) => {
                     futures.push((future, Stake::Nothing));
                 }
                 Waiter::Item { .. } => (),

@@ -21,7 +21,8 @@ pub fn forget_others(status: &mut Status, role: &'static str) {
     status.role = role;
     status.leader = None;
     for peer in &mut status.peers {
-        *peer = PeerStatus { id: peer.id, address: std::mem::take(&mut peer.address), ..PeerStatus::default() };
+        let PeerStatus { id, address, votes, metadata, .. } = std::mem::take(peer);
+        *peer = PeerStatus { id, address, votes, metadata, ..PeerStatus::default() };
     }
 }
 
@@ -42,7 +43,9 @@ pub fn to_dict<'py>(py: Python<'py>, status: &Status, own: &Own) -> PyResult<Bou
     dict.set_item("timestamp_ns", status.timestamp_ns)?;
     dict.set_item("identity", format!("{:032x}", status.identity))?;
     dict.set_item("boot", status.boot)?;
+    dict.set_item("address", &status.address)?;
     dict.set_item("votes", status.votes)?;
+    dict.set_item("metadata", status.metadata.clone())?;
     dict.set_item("incarnation", status.incarnation)?;
     dict.set_item("pending_proposals", own.pending_proposals)?;
     dict.set_item("reproposals", status.reproposals)?;

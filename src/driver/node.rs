@@ -3,7 +3,7 @@
 mod admin;
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hash;
 use std::ops::ControlFlow;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -29,9 +29,10 @@ use super::start::{self, Resumed, StartError, Started};
 use super::witness::Spoken;
 use super::WakeDriver;
 use crate::engine::formation::{Report, Stage};
+use crate::engine::membership::Change;
 use crate::engine::snapshot::Meta;
 use crate::engine::{
-    Effect, Engine, Fault, HandOut, Marker, NodeId, Now, Reader, Refused, Rejection, APPLICATION_GROUP,
+    Effect, Engine, Fault, HandOut, Marker, NodeId, Now, Reader, Refused, Rejection, Token, APPLICATION_GROUP,
 };
 use crate::storage::snapshot::{SnapshotFile, SnapshotName, SnapshotStore};
 use crate::storage::{Figures, StorageError};
@@ -129,6 +130,8 @@ struct Node {
     own_change: bool,
     /// Removed members that are still connected, and until when.
     leaving: BTreeMap<NodeId, Instant>,
+    /// Calls of the application that want this node itself removed, and nothing else.
+    removing: BTreeSet<Token>,
     /// What operators' tools wait for.
     admin_calls: AdminCalls,
 }
@@ -187,6 +190,7 @@ impl Node {
             reported: now,
             own_change: false,
             leaving: BTreeMap::new(),
+            removing: BTreeSet::new(),
             admin_calls: AdminCalls::default(),
             options,
         };
@@ -206,6 +210,7 @@ impl Node {
                 Ok(Ok(ControlFlow::Break(()))) => break None,
                 Ok(Err(Stop::Ended(ended))) => {
                     self.dismiss_tools(ended);
+                    self.answer_removed(ended);
                     break Some(Fatal { ended: Some(ended), ..Fatal::here(ended.to_string()) });
                 }
                 Ok(Err(stop)) => break Some(Fatal::here(stop.to_string())),
@@ -652,6 +657,9 @@ impl Node {
                     self.engine.handle_transfer(token, to, deadline_ns.unwrap_or(u64::MAX));
                 }
                 Request::Change { token, changes, deadline_ns } => {
+                    if changes == [Change::Remove(self.id)] {
+                        self.removing.insert(token);
+                    }
                     self.change_members(token, &changes, deadline_ns.unwrap_or(u64::MAX));
                 }
                 Request::Close { drain } => {
@@ -748,6 +756,9 @@ impl Node {
             return;
         }
         let Some(effect) = self.answer_tool(effect) else { return };
+        if let Effect::Changed { token, .. } | Effect::Failed { token, .. } = effect {
+            self.removing.remove(&token);
+        }
         match effect {
             Effect::Send(message) => {
                 if !self.network.send_raft(message.to, APPLICATION_GROUP, &message) {

@@ -408,6 +408,10 @@ pub struct Status {
     pub incarnation: u64,
     /// Whether this node votes.
     pub votes: bool,
+    /// Where the others reach it.
+    pub address: String,
+    /// What its application says of it.
+    pub metadata: Metadata,
     /// The others.
     pub peers: Vec<PeerStatus>,
 }

@@ -6,7 +6,7 @@ from asyncio import AbstractEventLoop, Future
 from collections.abc import Iterable
 from typing import Any, Final, final
 
-__all__ = ["AdminClient", "Capture", "Chunks", "Core", "Entry", "Faults", "World", "inspect"]
+__all__ = ["AdminClient", "Capture", "Chunks", "Core", "Entry", "Faults", "World", "inspect", "recorded", "recover"]
 
 @final
 class AdminClient:
@@ -19,11 +19,15 @@ class AdminClient:
     be used from any thread.
     """
     def __new__(cls, /, address: "str", *, cluster: "str") -> AdminClient: ...
-    def change(self, /, changes: "list[tuple[str, int, str, dict[str, str]]]", timeout: "float") -> tuple[int, list[int]]:
+    def change(self, /, changes: "list[tuple[str, int, str, dict[str, str] | None]]", timeout: "float") -> tuple[int, list[int]]:
         """
         Change the membership, all of it at once; returns the index of the entry that did, and the ids concerned, in that
-        order. Each change is ("add", "promote", "demote" or "remove", id, address, metadata); the last two are for "add",
-        whose id may be 0: the cluster chooses one. Raises ValueError for anything else.
+        order. The changes are as in `Core.change_members`.
+        """
+    def join(self, /, name: "str", identity: "int", address: "str", metadata: "dict[str, str]", timeout: "float") -> tuple[int, dict[int, str]]:
+        """
+        Ask for a place in the cluster for a node of that name, whose new data directory has that identity; returns its id,
+        and where the members are dialled, by their ids. Asked again, it gives the same place.
         """
     def members(self, /, timeout: "float") -> dict[str, Any]:
         """
@@ -115,7 +119,7 @@ class Core:
     With `echo` there is no Raft and no cluster: what is proposed to a single member is applied at once, and several
     members never have a majority; it is there to measure and to test the way between asyncio and the driver.
     """
-    def __new__(cls, /, *, loop: AbstractEventLoop, node_id: "int", members: "dict[int, str]", cluster: "str", data_dir: "str | None", listen: "str | int", advertise: "str | None", config: Any, state_machine: Any, batch: "bool" = False, snapshots: "bool" = False, durable_applied: "tuple[int, int] | None" = None, echo: "bool" = False, faults: "Faults | None" = None) -> Core: ...
+    def __new__(cls, /, *, loop: AbstractEventLoop, node_id: "int", members: "dict[int, str]", cluster: "str", data_dir: "str | None", listen: "str | int", advertise: "str | None", config: Any, state_machine: Any, batch: "bool" = False, snapshots: "bool" = False, durable_applied: "tuple[int, int] | None" = None, echo: "bool" = False, faults: "Faults | None" = None, joins: "tuple[str, int | None] | None" = None) -> Core: ...
     def _drain(self, /) -> None:
         """
         Called by the loop when the driver has something to say.
@@ -132,6 +136,13 @@ class Core:
     def applied(self, /) -> int:
         """
         The index through which the state machine here has applied.
+        """
+    def change_members(self, /, changes: "list[tuple[str, int, str, dict[str, str] | None]]", timeout: "float | None") -> Future[tuple[int, list[int]]]:
+        """
+        Change the members, all of `changes` at once: each is ("add", "promote", "demote", "remove" or "update", id, address,
+        metadata); "add" and "update" take the last two, and "add" an id of 0 for one of the cluster's choice. The future resolves with the index of the change and the ids
+        concerned, or fails with `MembershipError` or `MembershipTimeoutError`. `timeout` is in seconds; None waits for ever.
+        Raises `ReentrantCallError` inside `apply`. Cancelling stops the waiting, not the change.
         """
     def close(self, /, drain: "float") -> Future[None]:
         """
@@ -362,4 +373,20 @@ def inspect(data_dir: "str") -> dict[str, Any]:
 
     Changes nothing, and holds no lock. Reads the whole directory, without the GIL. Raises RaftError if it is no data
     directory, or cannot be read; damage is no error, but part of the report.
+    """
+
+def recorded(data_dir: "str") -> dict[str, Any] | None:
+    """
+    Whose data directory it is: "id", "cluster", "identity" and "stage" of its node; None if no node has been started there.
+    Private.
+
+    Without the GIL. Raises RaftError if it cannot be read.
+    """
+
+def recover(data_dir: "str", *, foresee: "bool") -> dict[str, Any]:
+    """
+    Makes the node of a data directory the only member of its cluster, or tells what that would do if `foresee`: under the
+    keys of `aioraft recover --json`. Private: use `aioraft recover`.
+
+    Without the GIL. Raises RaftError if it cannot be done; nothing has changed then.
     """

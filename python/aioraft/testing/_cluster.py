@@ -76,7 +76,7 @@ class Cluster(Generic[R]):
 
     @property
     def nodes(self) -> tuple[Node[R], ...]:
-        """The nodes, in the order of their ids, which begin with 1; those that are closed or crashed included."""
+        """The nodes in the order of their ids, which begin with 1; those that are closed, crashed or removed included."""
         return tuple(self._nodes.values())
 
     @property
@@ -223,6 +223,27 @@ class Cluster(Generic[R]):
         await self._nodes[self._known(number)].aclose()
         self._nodes[number] = node = self._node(number)
         await node.start()
+        return node
+
+    # Other members
+
+    async def add(self, number: int | None = None, *, timeout: float = 10.0) -> Node[R]:
+        """Have another node join as a learner, under the next id or this one, and return it.
+
+        It is started, and added by whichever node leads. `await node.promote(number)`, of any node, gives it a vote; to
+        remove one, `await node.remove(number)` is all that is to be done. Raises TimeoutError after `timeout` seconds
+        without a leader, else what `add_learner` does.
+        """
+        if number is None:
+            number = max(self._nodes) + 1
+        elif number in self._nodes:
+            raise ValueError(f"node {number}: this cluster has, or had, one of that id; no id is used twice")
+        self._ports.append(_reserved_port())
+        self._members[number] = f"127.0.0.1:{self._ports[-1].getsockname()[1]}"
+        self._nodes[number] = node = self._node(number)
+        await node.start()
+        leader = await self.leader(timeout=timeout)
+        await leader.add_learner(number, self._members[number], timeout=timeout)
         return node
 
     def _known(self, number: int) -> int:

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::admin::NAME;
 use super::Node;
 use crate::driver::gate::{Ended, Members};
+use crate::driver::port::Completion;
 use crate::engine::membership::{Change, Membership};
 use crate::engine::{NodeId, Token};
 use crate::transport::Network;
@@ -90,6 +91,20 @@ impl Node {
             }
         }
         self.engine.handle_change(token, changes, deadline_ns);
+    }
+
+    /// This node was removed, and others may have said so before it has applied that: calls that brought it about are done.
+    pub(super) fn answer_removed(&mut self, ended: Ended) {
+        if ended != Ended::Removed {
+            return;
+        }
+        let (index, ids) = (self.engine.membership().version, vec![self.id]);
+        for token in std::mem::take(&mut self.removing) {
+            self.completions.push(Completion::Changed { token, index, ids: ids.clone() });
+        }
+        for effect in self.engine.finish_joint() {
+            self.run_effect(effect);
+        }
     }
 
     fn advertised(&self) -> String {

@@ -50,6 +50,8 @@ impl Node {
             log_bytes: self.figures.bytes,
             incarnation: membership.incarnation,
             votes: votes(&self.id),
+            address: members.advertise.clone(),
+            metadata: metadata(&self.id),
             peers: peers.collect(),
         };
         *self.port.status.lock() = status;

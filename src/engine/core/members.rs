@@ -262,9 +262,7 @@ impl Engine {
         if let Ok(conf) = self.raw.apply_conf_change(&ConfChangeV2::default()) {
             self.applier.settle_members(&conf, index);
             self.members_changed();
-            let joint = std::mem::take(&mut self.changes.joint);
-            let answered =
-                joint.into_iter().map(|Waiter { token, index, ids, .. }| Effect::Changed { token, index, ids });
+            let answered = self.finish_joint();
             self.effects.extend(answered);
         }
         Ok(())
@@ -274,9 +272,16 @@ impl Engine {
     pub(super) fn members_installed(&mut self) {
         self.effects.push(Effect::Membership);
         // Both halves of what they wait for are in it, or somebody else finishes the second.
+        let answered = self.finish_joint();
+        self.effects.extend(answered);
+    }
+
+    /// Changes that go through a joint configuration, and of which this node has seen the first half only, are at their end:
+    /// no other change comes before their second half. Returns what to tell their callers.
+    pub fn finish_joint(&mut self) -> Vec<Effect> {
         let joint = std::mem::take(&mut self.changes.joint);
         let answered = joint.into_iter().map(|Waiter { token, index, ids, .. }| Effect::Changed { token, index, ids });
-        self.effects.extend(answered);
+        answered.collect()
     }
 
     fn members_changed(&mut self) {
