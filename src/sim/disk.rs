@@ -264,6 +264,8 @@ impl Drop for Directory {
 
 #[cfg(all(test, feature = "mutants"))]
 mod tests {
+    use std::path::Path;
+
     use raft::eraftpb::Entry;
 
     use super::*;
@@ -364,6 +366,28 @@ mod tests {
         }
         let counts = files.iter().map(|(_, count)| count).collect::<std::collections::BTreeSet<_>>();
         assert!(counts.len() > 1, "no log went on to another file: {files:?}");
+    }
+
+    /// A long run has many thousands of them.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_log_that_lost_its_power_leaves_no_open_file_behind() {
+        let of_simulated = |entry: std::io::Result<std::fs::DirEntry>, directory: &Path| {
+            let target = entry.ok().and_then(|entry| std::fs::read_link(entry.path()).ok());
+            target.is_some_and(|target| target.starts_with(directory))
+        };
+        for seed in 0..20 {
+            let mut disk = Disk::new(true);
+            let mut writer = disk.open().unwrap().writer;
+            writer.write(batch(1, true)).unwrap();
+            let Disk::Files(on_files) = &disk else { unreachable!() };
+            let directory = on_files.directory.0.clone();
+            let open = || std::fs::read_dir("/proc/self/fd").unwrap();
+            assert!(open().any(|entry| of_simulated(entry, &directory)), "else this test shows nothing");
+            disk.crash(writer.as_mut(), Some(batch(2, true)), true, &mut Rng::with_seed(seed));
+            drop(writer);
+            assert!(!open().any(|entry| of_simulated(entry, &directory)), "seed {seed}");
+        }
     }
 
     #[test]

@@ -67,6 +67,11 @@ impl Power {
         *self.0.syncs_left.lock() = Some(syncs);
     }
 
+    /// [`Self::fail`] was called.
+    pub(super) fn has_failed(&self) -> bool {
+        self.0.syncs_left.lock().is_some()
+    }
+
     /// Copies a directory as it is found after the power came back. Of each write that was not synced, the first `kept` of
     /// so many bytes are there, up to the sector in which they end: a disk writes a sector, or does not.
     pub fn copy(&self, from: &Path, to: &Path, mut kept: impl FnMut(usize) -> usize) -> io::Result<()> {
