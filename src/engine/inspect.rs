@@ -24,6 +24,19 @@ pub struct Sizes {
     pub kept_entries: u64,
 }
 
+/// How far an engine is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursors {
+    /// Its own cursor.
+    pub applied: u64,
+    /// What it knows to be committed.
+    pub commit: u64,
+    /// Its term.
+    pub term: u64,
+    /// It leads.
+    pub leads: bool,
+}
+
 /// What a leader believes of another member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Follower {
@@ -64,6 +77,13 @@ impl Engine {
         let followers =
             others.map(|(id, progress)| Follower { id: *id, matched: progress.matched, next: progress.next_idx });
         Some((raft.term, raft.raft_log.last_index(), followers.collect()))
+    }
+
+    /// How far it is.
+    pub fn cursors(&self) -> Cursors {
+        let raft = &self.raw.raft;
+        let (applied, leads) = (self.observed().1.applied(), raft.state == StateRole::Leader);
+        Cursors { applied, commit: raft.raft_log.committed, term: raft.term, leads }
     }
 
     /// How much it holds.

@@ -33,7 +33,7 @@ pub use self::admission::Refused;
 pub use self::applier::{Batch as AppliedBatch, HandOut, Marker};
 pub use self::core::{Engine, EngineStatus, Opening, PeerProgress, Replicated, Settings};
 #[cfg(feature = "sim")]
-pub use self::inspect::{Follower, Sizes};
+pub use self::inspect::{Cursors, Follower, Sizes};
 pub use self::persist::Persist;
 pub use self::proposals::FORWARDED_BYTES_MAX;
 pub use self::reads::Reader;

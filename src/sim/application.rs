@@ -4,9 +4,10 @@
 use std::sync::Arc;
 
 use super::clock::MS;
-use super::event::{Ended, Event};
+use super::event::{ChangeEnded, Ended, Event};
 use super::machine::{Kept, Process, Told};
 use super::network::{MachineId, Place};
+use super::operator::FIRST as CHANGES;
 use super::objects::{decode, Action, Operation};
 use super::state::State;
 use super::trace::{hash_of, mixed};
@@ -97,6 +98,10 @@ impl World {
                 process.application.barriers.push((index, token));
                 self.resolve_barriers(process);
             }
+            Completion::Failed { token, ref failure } if token >= CHANGES => {
+                self.end_change(token, &change_ended(failure));
+            }
+            Completion::Changed { token, index, ids } => self.end_change(token, &ChangeEnded::Done { index, ids }),
             Completion::Failed { token, .. } if self.end_transfer(token, false) => {}
             Completion::Transferred { token, .. } => {
                 self.figures.transferred += 1;
@@ -119,7 +124,6 @@ impl World {
             | Completion::Listening { .. }
             | Completion::Capture(_)
             | Completion::Snapshot { .. }
-            | Completion::Changed { .. }
             | Completion::Leadership(_)
             | Completion::Stopped { .. } => {}
         }
@@ -244,6 +248,14 @@ fn write_snapshot(store: &dyn SnapshotStore, head: &Head, state: &[u8]) -> Resul
         writer.finish()
     };
     written().map(|file| *file.name()).map_err(|error: StorageError| error.to_string())
+}
+
+fn change_ended(failure: &Failure) -> ChangeEnded {
+    match ended(failure) {
+        Ended::NotCommitted => ChangeEnded::Refused,
+        Ended::AppliedWithoutResult { index } => ChangeEnded::WithoutResult { index },
+        Ended::Answered { .. } | Ended::Unknown | Ended::Lost => ChangeEnded::Unknown,
+    }
 }
 
 fn ended(failure: &Failure) -> Ended {

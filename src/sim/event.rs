@@ -1,11 +1,12 @@
 //! What the checkers are told. They see the world from outside: what nodes wrote, applied and answered, never why.
 
-use raft::eraftpb::Entry;
+use raft::eraftpb::{ConfState, Entry};
 
 use super::clock::Time;
 use super::network::MachineId;
 use super::objects::{Answer, Operation};
-use crate::engine::{Applied, NodeId, Token};
+use crate::engine::membership::{Change, Membership};
+use crate::engine::{Applied, Cursors, NodeId, Token};
 
 /// How a call ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub enum Stopped {
     WrongMembers,
     /// Its disk was wiped, rolled back or copied, and it found that out.
     FoundOut,
+    /// It heard that this node, its own, was removed.
+    Removed(NodeId),
     /// Nobody asked for it.
     ByItself(String),
 }
@@ -74,6 +77,16 @@ pub enum Event<'a> {
     CalledForLeader { call: Token, deadline: Option<Time> },
     /// That call ends: in a leader, in an error, or with its process.
     LeaderCallEnded { call: Token, is_lost: bool },
+    /// An application calls for these changes of the members.
+    CalledForChange { call: Token, deadline: Option<Time>, changes: &'a [Change] },
+    /// That call ends.
+    ChangeCallEnded { call: Token, how: &'a ChangeEnded },
+    /// A formed node has got further, with these members.
+    Members(Standpoint<'a>),
+    /// A node tells another that it has its vote in this term.
+    Voted { term: u64, from: NodeId, to: NodeId },
+    /// A node tells another that its disk holds the leader's log through `index`.
+    Acknowledged { term: u64, from: NodeId, to: NodeId, index: u64 },
     /// What the engine has made of the log through `applied`.
     Digest { applied: u64, digest: u64 },
     /// What the application has made of the log through `applied`.
@@ -86,6 +99,44 @@ pub enum Event<'a> {
     Follow { term: u64, last: u64, peers: &'a [crate::engine::Follower] },
     /// The process did not run, or its application did not, until now.
     WasHeldUp,
+}
+
+/// How a call for a change of the members ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChangeEnded {
+    /// It has taken effect at this index, or was so before.
+    Done {
+        /// Where it stands.
+        index: u64,
+        /// Whom it concerns.
+        ids: Vec<NodeId>,
+    },
+    /// It never takes effect.
+    Refused,
+    /// It stands at this index or before.
+    WithoutResult {
+        /// At or before.
+        index: u64,
+    },
+    /// It may or may not take effect.
+    Unknown,
+    /// Its process is gone, and with it whoever waited.
+    Lost,
+}
+
+/// What a node knows at one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Standpoint<'a> {
+    /// Which node.
+    pub id: NodeId,
+    /// How far its engine is.
+    pub cursors: Cursors,
+    /// Ticks of its process so far.
+    pub ticks: u64,
+    /// Who votes and learns.
+    pub conf: &'a ConfState,
+    /// All else about them.
+    pub membership: &'a Membership,
 }
 
 /// How far a machine is when the world ends.
@@ -106,4 +157,6 @@ pub struct Ending {
     pub healthy: Vec<(MachineId, Option<Standing>)>,
     /// Enough of them are healthy for the cluster to go on.
     pub recovers: bool,
+    /// Nodes that were removed, could have heard so, and run on.
+    pub removed_and_runs: Vec<NodeId>,
 }

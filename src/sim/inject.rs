@@ -13,7 +13,7 @@ use super::network::{MachineId, Occurred, Packet, ACCEPTOR, DIALLER};
 use super::plan::{Crash, Fault, Lie, Target, HEALED};
 use super::world::{Happening, World};
 use crate::driver::port::Request;
-use crate::engine::NodeId;
+use crate::engine::{NodeId, BOOTSTRAP};
 
 /// So far beyond a log that nothing which arrives meanwhile gets there.
 const FAR: u64 = 1_000_000;
@@ -98,6 +98,8 @@ impl World {
             Fault::Clone { target, copied, lasts } => self.run_clone(number, target, copied, lasts),
             Fault::Forge { from, to, lie } => self.forge(from, to, lie),
             Fault::WrongMembers { target, fewer, down } => self.start_with_wrong_members(number, target, fewer, down),
+            Fault::Change { at, ask, patience, twice } => self.ask_for_change(at, ask, patience, twice),
+            Fault::Move { machine, down } => self.move_node(machine, down),
         }
     }
 
@@ -127,7 +129,10 @@ impl World {
             Fault::Clone { .. } => self.end_clones(),
             Fault::WrongMembers { target, .. } => {
                 let machine = self.resolve_fixed(target);
-                self.kill(machine, 100 * MS);
+                let at = &self.machines[machine];
+                if at.process.as_ref().is_some_and(|process| process.listed != at.listed) {
+                    self.kill(machine, 100 * MS);
+                }
             }
             _ => {}
         }
@@ -139,7 +144,7 @@ impl World {
         self.wires.mend();
         self.unstall();
         self.end_clones();
-        for machine in 0..self.plan.nodes {
+        for machine in 0..self.plan.machines() {
             let at = &mut self.machines[machine];
             (at.paused_until, at.blocked_until, at.slow_disk, at.disk_fails) = (0, 0, None, false);
             at.members = None;
@@ -160,10 +165,9 @@ impl World {
                 None => self.start_again(machine, SECOND),
             }
         }
-        for machine in 0..self.plan.nodes {
-            let members = self.members();
-            let process = self.machines[machine].process.as_ref();
-            if process.is_some_and(|process| process.addresses != members) {
+        for machine in 0..self.plan.machines() {
+            let at = &self.machines[machine];
+            if at.process.as_ref().is_some_and(|process| process.listed != at.listed) {
                 self.kill(machine, 100 * MS);
             }
         }
@@ -202,8 +206,8 @@ impl World {
 
     /// Whether one more machine may be lost for good.
     fn may_lose(&self, machine: MachineId) -> bool {
-        let out = (0..self.plan.nodes).filter(|other| *other == machine || self.machines[*other].out).count();
-        2 * out < self.plan.nodes
+        let lost = self.machines[machine].node;
+        self.newest_members().has_quorum(|id| id != lost && self.is_healthy(id))
     }
 
     fn replace_disk(&mut self, target: Target, image: Image, down: u64) {
@@ -214,7 +218,9 @@ impl World {
         let formed = |machine: &Machine| {
             machine.process.as_ref().is_some_and(|process| process.members.borrow().formation.is_formed())
         };
-        self.may_never_form |= !self.machines[..self.plan.nodes].iter().all(formed);
+        // Members that have changed are those of a formed cluster.
+        let has_changed = self.newest_members().version > BOOTSTRAP.0;
+        self.may_never_form |= !has_changed && !self.machines[..self.plan.nodes].iter().all(formed);
         self.kill(machine, down);
         self.machines[machine].old = image.boot > 0;
         self.machines[machine].put_back(image);
@@ -288,6 +294,7 @@ impl World {
         let clock = Clock::new(&mut self.rng);
         let mut clone = Machine::new(self.machines[machine].node as NodeId, clock, Disk::new(false));
         clone.put_back(image);
+        clone.listed.clone_from(&self.machines[machine].listed);
         (clone.out, clone.old) = (true, true);
         self.machines.push(clone);
         let clone = self.machines.len() - 1;
@@ -374,7 +381,7 @@ impl World {
     }
 
     fn end_clones(&mut self) {
-        for machine in self.plan.nodes..self.machines.len() {
+        for machine in self.plan.machines()..self.machines.len() {
             self.kill(machine, 1000 * SECOND);
             self.machines[machine].starts_at = None;
         }
@@ -383,7 +390,11 @@ impl World {
     fn start_with_wrong_members(&mut self, number: usize, target: Target, fewer: bool, down: u64) {
         let machine = self.resolve_fixed(target);
         let me = self.machines[machine].node;
-        let mut members = self.members();
+        if me != machine as NodeId + 1 {
+            // It came later, with a list of its own.
+            return;
+        }
+        let mut members = self.machines[machine].listed.clone();
         // Each node leaves out another one: two with the same wrong list would form a cluster of their own, and rightly.
         let other = me % self.plan.nodes as NodeId + 1;
         match fewer {

@@ -8,6 +8,7 @@ use super::event::{Event, Stopped};
 use super::machine::{Application, Kept, Persister, Process};
 use super::network::{MachineId, Peer, Place};
 use super::plan::{Crash, HEALED};
+use super::members::OWN;
 use super::round::{note_acknowledged, record_if, store_stage, tell_durable};
 use super::world::{Happening, World};
 use crate::driver::gate::{Gate, Members};
@@ -22,21 +23,22 @@ impl World {
     /// A process begins, unless it runs already or its time has been put off.
     pub(super) fn start(&mut self, machine: MachineId) {
         let at = &mut self.machines[machine];
-        if at.process.is_some() || at.starts_at.is_none_or(|time| time > self.now) {
+        if at.process.is_some() || !at.runs || at.starts_at.is_none_or(|time| time > self.now) {
             return;
         }
         at.starts_at = None;
         at.incarnation += 1;
         self.figures.starts += 1;
         let place = Place { machine, incarnation: at.incarnation };
+        // Once the cluster is formed, the log says who they are, and the list does not matter.
         let wrong = at.members.take();
         let is_wrong = wrong.is_some();
         match self.resume(place, wrong) {
             Ok(mut process) => {
                 let next = process.members.borrow().formation.next_stage();
                 store_stage(&mut process, next);
-                let peers = process.peers.keys().copied().collect::<Vec<_>>();
-                for peer in peers {
+                for peer in process.addresses.keys().copied().collect::<Vec<_>>() {
+                    process.peers.entry(peer).or_default().dialling = true;
                     let at = self.now + self.rng.u64(0..10 * MS);
                     self.happens(at, Happening::Dial(place, peer));
                 }
@@ -59,10 +61,10 @@ impl World {
     fn resume(&mut self, place: Place, wrong: Option<BTreeMap<u64, String>>) -> Result<Process, String> {
         let (machine, id) = (place.machine, self.machines[place.machine].node);
         let kept = self.machines[machine].kept.clone();
-        let addresses = wrong.unwrap_or_else(|| self.members());
+        let listed = wrong.unwrap_or_else(|| self.machines[machine].listed.clone());
         let options = Options {
             id,
-            members: addresses.clone(),
+            members: listed.clone(),
             cluster: "simulated".into(),
             data_dir: None,
             listen: Listen::Address(String::new()),
@@ -93,7 +95,7 @@ impl World {
             format!("node {id} starts on machine {machine}: boot {boot}, log through {end}")
         });
         self.tell(machine, &Event::Started { begin, log: &log, application: application.applied });
-        let peers = addresses.keys().filter(|peer| **peer != id).map(|peer| (*peer, Peer::default()));
+        let addresses = super::members::dialled(&members.borrow(), &listed);
         Ok(Process {
             place,
             id,
@@ -101,7 +103,8 @@ impl World {
             gate: Gate::new(members.clone(), Arc::default(), AdminFrom::Localhost),
             members,
             persister: Persister { writer, queue: Vec::new(), writing: None, answer: Answer::default() },
-            peers: peers.collect(),
+            peers: BTreeMap::new(),
+            listed,
             addresses,
             occurred: Vec::new(),
             inbox: Default::default(),
@@ -112,6 +115,11 @@ impl World {
             recorded: self.now,
             reported: self.now,
             told_durable: 0,
+            own_changes: 0,
+            own_change: false,
+            leaving: BTreeMap::new(),
+            told: None,
+            ticks: 0,
             next_tick: self.now + self.plan.tuning.tick().as_nanos() as Time,
             closing: None,
             crash: None,
@@ -209,9 +217,24 @@ impl World {
     pub(super) fn close_in_order(&mut self, machine: MachineId, mut process: Process) {
         for effect in process.engine.close() {
             if let crate::engine::Effect::Failed { token, failure } = effect {
-                process.completions.push(crate::driver::port::Completion::Failed { token, failure }.into());
+                // Nobody waits for what it changes by itself.
+                if token != OWN {
+                    process.completions.push(crate::driver::port::Completion::Failed { token, failure }.into());
+                }
             }
         }
+        let is_poisoned = process.application.is_poisoned;
+        self.end_in_order(machine, process, if is_poisoned { &Stopped::Crashed } else { &Stopped::Closed });
+    }
+
+    /// The node has no part in its cluster any more. Some are started again all the same.
+    pub(super) fn end_for_good(&mut self, machine: MachineId, process: Process) {
+        let removed = Stopped::Removed(process.id);
+        self.machines[machine].runs = self.rng.bool();
+        self.end_in_order(machine, process, &removed);
+    }
+
+    fn end_in_order(&mut self, machine: MachineId, mut process: Process, why: &Stopped) {
         tell_durable(&mut process);
         note_acknowledged(&mut process);
         record_if(&mut process, self.now, Members::is_changed);
@@ -232,10 +255,10 @@ impl World {
             // A log that cannot be written at the very end is found out at the next start.
             let _ = process.persister.writer.write(rest.batch);
         }
-        let (down, is_poisoned) = (process.down, process.application.is_poisoned);
+        let down = process.down;
         self.drop_connections(&process, false);
         drop(process);
-        self.ended(machine, if is_poisoned { &Stopped::Crashed } else { &Stopped::Closed });
+        self.ended(machine, why);
         self.start_again(machine, down);
     }
 

@@ -15,7 +15,7 @@ use crate::driver::gate::{Gate, Members};
 use crate::driver::persister::{Answer, Gathered, Task};
 use crate::driver::port::{Completion, InboxBatch};
 use crate::engine::formation::Stage;
-use crate::engine::{Engine, Marker, NodeId, BOOTSTRAP};
+use crate::engine::{Cursors, Engine, Marker, NodeId, BOOTSTRAP};
 use crate::storage::snapshot::{SnapshotFile, SnapshotName, SnapshotStore};
 use crate::storage::{memory, LogWriter};
 
@@ -47,8 +47,14 @@ pub struct Machine {
     pub slow_disk: Option<(Time, Time)>,
     /// The next write fails.
     pub disk_fails: bool,
-    /// The list of members of the next start only.
+    /// The list of members that the node here is started with.
+    pub listed: BTreeMap<NodeId, String>,
+    /// Another one, for the next start only.
     pub members: Option<BTreeMap<NodeId, String>>,
+    /// Where it is reached: that changes when the node moves.
+    pub port: u16,
+    /// A node is meant to run here.
+    pub runs: bool,
     /// It will not take part again: its disk was wiped, or rolled back, or is a copy.
     pub out: bool,
     /// Its disk is an earlier copy, of this machine's or another's.
@@ -74,7 +80,10 @@ impl Machine {
             blocked_until: 0,
             slow_disk: None,
             disk_fails: false,
+            listed: BTreeMap::new(),
             members: None,
+            port: PORT,
+            runs: true,
             out: false,
             old: false,
             round_at: Time::MAX,
@@ -195,7 +204,9 @@ pub struct Process {
     pub gate: Gate,
     /// The thread beside it.
     pub persister: Persister,
-    /// Its list of members.
+    /// The list of members that it was started with.
+    pub listed: BTreeMap<NodeId, String>,
+    /// Whom it dials, and where.
     pub addresses: BTreeMap<NodeId, String>,
     /// Connections, by peer.
     pub peers: BTreeMap<NodeId, Peer>,
@@ -219,8 +230,17 @@ pub struct Process {
     pub reported: Time,
     /// What the others were told of this node's disk.
     pub told_durable: u64,
+    /// Changes of the members that it makes by itself and that have not ended; one more is not begun before.
+    pub own_changes: usize,
+    pub own_change: bool,
+    /// Removed members that are still connected, and until when.
+    pub leaving: BTreeMap<NodeId, Time>,
+    /// What the checkers were told last of the engine.
+    pub told: Option<Cursors>,
     /// When it ticks next.
     pub next_tick: Time,
+    /// Ticks so far.
+    pub ticks: u64,
     /// It was asked to close, and waits until then for calls in flight.
     pub closing: Option<Time>,
     /// It crashes at the end of so many more steps.
@@ -233,7 +253,10 @@ pub struct Process {
     pub rounds: u64,
 }
 
+/// Where nodes are reached that have never moved.
+pub const PORT: u16 = 7400;
+
 /// Where machine `id` is reached.
-pub fn address(id: MachineId) -> String {
-    format!("machine-{id}:7400")
+pub fn address(id: MachineId, port: u16) -> String {
+    format!("machine-{id}:{port}")
 }

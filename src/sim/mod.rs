@@ -14,6 +14,8 @@
 //! | `application`, `state`, `objects`, `workload` | the state machine, the clients, and what they do |
 //! | `snapshots` | snapshots on their way from disk to disk |
 //! | `transfers` | calls for another leader |
+//! | `members` | the driver's part in changes of the members |
+//! | `operator` | whoever asks for them, and machines that join |
 //! | `guest` | somebody else's state machine in the world: `aioraft.testing.Simulation` |
 //! | `inject` | the faults begin and end |
 //! | `event`, `checkers` | what the checkers are told, and the checkers: one file each |
@@ -40,8 +42,10 @@ mod history;
 mod inject;
 mod lifecycle;
 mod machine;
+mod members;
 mod network;
 mod objects;
+mod operator;
 mod plan;
 mod round;
 #[cfg(feature = "mutants")]

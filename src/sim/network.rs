@@ -10,7 +10,7 @@ use super::clock::Time;
 use crate::engine::command::Command;
 use crate::engine::{NodeId, Rejection};
 use crate::storage::snapshot::SnapshotFile;
-use crate::transport::Hello;
+use crate::transport::{Hello, RefusalCode};
 
 /// A machine's number; the node that runs there has an id of its own.
 pub type MachineId = usize;
@@ -185,4 +185,6 @@ pub enum Occurred {
     Snapshot(NodeId, Box<Message>, Arc<dyn SnapshotFile>),
     /// One for this peer did, or was given up.
     SnapshotSent(NodeId, bool),
+    /// A node that was dialled has refused, for this reason.
+    Refused(RefusalCode),
 }

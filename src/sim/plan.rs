@@ -41,6 +41,36 @@ pub enum Crash {
     PowerLoss,
 }
 
+/// What an operator wants of the members. Whom it concerns is chosen when it is asked for, among those that there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// A machine with an empty disk becomes a member: one that has never been any, or that was removed, or lost its disk.
+    Join { machine: usize, id: JoinId },
+    /// A learner gets a vote.
+    Promote,
+    /// A voter becomes a learner.
+    Demote,
+    /// A member leaves for good.
+    Remove,
+    /// One gets a vote, and another one leaves or loses its own, at once.
+    Replace,
+    /// Several of these at once.
+    Several,
+    /// Nobody's vote is concerned.
+    Note,
+}
+
+/// Under which id a machine joins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JoinId {
+    /// The operator's choice, a new one.
+    New,
+    /// The cluster's choice.
+    Open,
+    /// One that was a member's before: never again.
+    Used,
+}
+
 /// A message that makes raft-rs panic, or believe what is not so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lie {
@@ -101,6 +131,10 @@ pub enum Fault {
     Forge { from: usize, to: usize, lie: Lie },
     /// The node is started again with a list of members that is not the others'.
     WrongMembers { target: Target, fewer: bool, down: Time },
+    /// An application calls for a change of the members, and perhaps another one for the same a little later.
+    Change { at: Target, ask: Ask, patience: Option<Time>, twice: bool },
+    /// The node is started again, and reached under another address from then on.
+    Move { machine: usize, down: Time },
 }
 
 /// What the time of a fault counts from.
@@ -141,8 +175,10 @@ pub struct Plan {
     /// How it was drawn.
     #[cfg_attr(not(feature = "mutants"), expect(dead_code, reason = "only `make sim` tells it"))]
     pub edition: u32,
-    /// Machines, each with one node.
+    /// Machines whose nodes found the cluster.
     pub nodes: usize,
+    /// Machines besides that may join it later.
+    pub spares: usize,
     /// The nodes' settings.
     pub tuning: Tuning,
     /// Clients on each machine.
@@ -165,13 +201,15 @@ pub struct Plan {
     pub keeps_state: bool,
     /// Crashes and slow disks come when a snapshot is installed.
     pub troubled_installs: bool,
+    /// They come when a change of the members is appended or takes effect.
+    pub troubled_changes: bool,
     /// In order of their times.
     pub faults: Vec<Scheduled>,
 }
 
 /// How plans are drawn today. Whoever draws something new counts it up, and draws it from a generator of its own: a seed
 /// of the corpus goes on standing for the plan with which it failed.
-pub const EDITION: u32 = 5;
+pub const EDITION: u32 = 6;
 
 impl Plan {
     /// What `seed` stands for.
@@ -195,6 +233,7 @@ impl Plan {
         let is_for_the_engine = |fault| {
             matches!(fault, Fault::Wipe { .. } | Fault::RollBack { .. } | Fault::Clone { .. })
                 || matches!(fault, Fault::Forge { .. } | Fault::WrongMembers { .. })
+                || matches!(fault, Fault::Change { .. } | Fault::Move { .. })
         };
         plan.faults.retain(|scheduled| !is_for_the_engine(scheduled.fault));
         plan
@@ -218,7 +257,57 @@ impl Plan {
         if edition >= 4 {
             add_transfers(&mut Rng::with_seed(seed ^ 0x5eed_0000_0000_0004), plan.nodes, &mut plan.faults);
         }
+        let mut rng = Rng::with_seed(seed ^ 0x5eed_0000_0000_0006);
+        if edition >= 6 && nodes.is_none() && rng.bool() {
+            plan.draw_changes(&mut rng);
+        }
         plan
+    }
+
+    /// All machines, those of clones aside.
+    pub fn machines(&self) -> usize {
+        self.nodes + self.spares
+    }
+
+    /// Members come and go.
+    fn draw_changes(&mut self, rng: &mut Rng) {
+        self.spares = rng.usize(1..=3);
+        self.troubled_changes = rng.bool();
+        // A newcomer remembers no earlier start of anybody, so an old copy of a disk could find a friend in it: what remains
+        // of copies (docs/reliability.md) would be more.
+        self.faults.retain(|it| !matches!(it.fault, Fault::RollBack { .. } | Fault::Clone { .. }));
+        let machines = self.machines();
+        for _ in 0..*pick(rng, &[5, 12, 30]) {
+            let at = rng.u64(3 * SECOND..HEALED - 2 * SECOND);
+            let machine = rng.usize(0..machines);
+            let target = if rng.u32(0..3) == 0 { Target::LeaderOr(machine) } else { Target::Machine(machine) };
+            let ask = match rng.u32(0..20) {
+                0..=5 => {
+                    let id = *pick(rng, &[JoinId::New, JoinId::New, JoinId::Open, JoinId::Used]);
+                    Ask::Join { machine: rng.usize(0..machines), id }
+                }
+                6..=9 => Ask::Promote,
+                10..=11 => Ask::Demote,
+                12..=13 => Ask::Remove,
+                14..=16 => Ask::Replace,
+                17..=18 => Ask::Several,
+                _ => Ask::Note,
+            };
+            let patience = (rng.u32(0..5) > 0).then(|| rng.u64(20..9000) * MS);
+            let twice = rng.u32(0..3) == 0;
+            self.faults.push(scheduled(at, Fault::Change { at: target, ask, patience, twice }));
+        }
+        // The newcomers' machines are not spared either.
+        for _ in 0..*pick(rng, &[0, 5, 15]) {
+            let at = rng.u64(5 * SECOND..HEALED - 2 * SECOND);
+            let kind = *pick(rng, &[0, 2, 3, 4, 6, 8, 9, 11, 12, 13, 15]);
+            let fault = match rng.u32(0..8) {
+                0 => Fault::Move { machine: rng.usize(0..machines), down: rng.u64(1..2000) * MS },
+                _ => fault(rng, kind, machines, at),
+            };
+            self.faults.push(scheduled(at, fault));
+        }
+        self.faults.sort_by_key(|scheduled| scheduled.at);
     }
 
     /// How snapshots are taken, and whether applications keep their state by themselves.
@@ -264,6 +353,7 @@ impl Plan {
             seed,
             edition: 1,
             nodes,
+            spares: 0,
             tuning,
             clients: rng.usize(1..=3),
             think: *pick(&mut rng, &[50 * MS, 150 * MS, 400 * MS]),
@@ -275,6 +365,7 @@ impl Plan {
             takes_snapshots: false,
             keeps_state: false,
             troubled_installs: false,
+            troubled_changes: false,
             faults: faults(&mut rng, nodes),
         }
     }

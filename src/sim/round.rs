@@ -5,17 +5,19 @@ use std::time::Duration;
 use super::clock::{Time, MS, SECOND};
 use super::event::{Event, Stopped};
 use super::machine::{Process, Told};
+use super::members::{others, tell_all, OWN};
 use super::network::{MachineId, Occurred, Packet};
 use super::plan::{Crash, HEALED};
 use super::trace::hash_of;
 use super::world::{Happening, World};
-use crate::driver::gate::Members;
+use crate::driver::gate::{Ended, Members};
 use crate::driver::persister::{gather, Task};
 use crate::driver::port::{hand_over_ns, Completion, Proposal, Request};
 use crate::driver::witness::Spoken;
 use crate::engine::formation::{Report, Stage};
 use crate::engine::snapshot::Meta;
 use crate::engine::{Effect, Fault, HandOut, NodeId, Reader, Rejection};
+use crate::transport::RefusalCode;
 
 /// The node record is written so often if it has changed (`driver::node`).
 const RECORD_EVERY: Time = 10 * SECOND;
@@ -36,6 +38,8 @@ pub(super) enum Halt {
     Disk,
     /// The engine cannot go on.
     Fault(Fault),
+    /// The node has no part in its cluster any more.
+    Ended(Ended),
 }
 
 impl From<Fault> for Halt {
@@ -78,6 +82,8 @@ impl World {
             Err(Halt::Crash(kind)) => self.crash(machine, process, kind),
             Err(Halt::Closed) => self.close_in_order(machine, process),
             Err(Halt::Disk) => self.stop_by_disk(machine, process),
+            Err(Halt::Ended(Ended::Removed)) => self.end_for_good(machine, process),
+            Err(Halt::Ended(ended)) => self.stop(machine, process, &Stopped::ByItself(ended.to_string())),
             Err(Halt::Fault(fault)) => self.stop(machine, process, &Stopped::ByItself(fault.to_string())),
         }
     }
@@ -98,8 +104,8 @@ impl World {
         self.take_occurred(process);
         process.step()?;
         let boottime_ns = self.machines[machine].clock.now(self.now).boottime_ns;
-        take_inbox(process, self.now, boottime_ns)?;
-        let ticked = self.tick(process);
+        self.take_inbox(machine, process, boottime_ns)?;
+        let ticked = self.tick(machine, process);
         self.record_when_due(process, ticked);
         process.step()?;
         let now = self.machines[machine].clock.now(self.now);
@@ -116,6 +122,9 @@ impl World {
         self.hand_out(machine, process)?;
         self.complete(process);
         self.observe(machine, process);
+        if let Some(ended) = process.members.borrow().ended() {
+            return Err(Halt::Ended(ended));
+        }
         let drained = !process.engine.has_pending_calls();
         match process.closing {
             Some(until) if drained || until <= self.now => Err(Halt::Closed),
@@ -159,6 +168,7 @@ impl World {
             match occurred {
                 Occurred::Up(peer, hello) => {
                     process.engine.handle_route(peer);
+                    self.follow_address(process, peer, &hello.advertise);
                     meet(process, peer, &hello.formation);
                     // The handshake may have told of an earlier stage.
                     tell_who_i_am(process, peer);
@@ -196,6 +206,10 @@ impl World {
                     }
                 }
                 Occurred::Snapshot(..) => {}
+                // Somebody whom this node sought out says that it is out.
+                Occurred::Refused(RefusalCode::Removed) => process.members.borrow_mut().end(Ended::Removed),
+                Occurred::Refused(RefusalCode::Incarnation) => process.members.borrow_mut().end(Ended::Superseded),
+                Occurred::Refused(_) => {}
                 Occurred::SnapshotSent(peer, is_there) => process.engine.handle_snapshot_sent(peer, is_there),
                 Occurred::Arrived(from, Packet::Durable(index)) => {
                     process.members.borrow_mut().acknowledged(from, index);
@@ -208,18 +222,58 @@ impl World {
         }
     }
 
-    fn tick(&mut self, process: &mut Process) -> bool {
+    fn take_inbox(&mut self, machine: MachineId, process: &mut Process, boottime_ns: u64) -> Result<(), Halt> {
+        let inbox = std::mem::take(&mut process.inbox);
+        process.engine.handle_application_applied(process.application.applied);
+        for Proposal { token, command, deadline_ns } in inbox.proposals {
+            process.engine.handle_proposal(token, command, deadline_ns.unwrap_or(u64::MAX));
+        }
+        for request in inbox.requests {
+            match request {
+                Request::ReadBarrier { token, deadline_ns } => {
+                    process.engine.handle_read(Reader { token, deadline_ns: deadline_ns.unwrap_or(u64::MAX) });
+                }
+                Request::ReadApplied { token, after, max_bytes } => {
+                    let result = process.engine.read_applied(after, max_bytes)?;
+                    process.completions.push(Completion::Range { token, result }.into());
+                }
+                Request::Snapshot { token, deadline_ns } => {
+                    process.engine.handle_snapshot_call(token, deadline_ns.unwrap_or(u64::MAX));
+                }
+                Request::TransferLeader { token, to, deadline_ns } => {
+                    process.engine.handle_transfer(token, to, deadline_ns.unwrap_or(u64::MAX));
+                }
+                Request::Change { token, changes, deadline_ns } => {
+                    self.change_members(machine, process, token, &changes, deadline_ns.unwrap_or(u64::MAX));
+                }
+                Request::Close { drain } => {
+                    if let Some(share_ns) = hand_over_ns(drain) {
+                        process.engine.handle_leaving(boottime_ns.saturating_add(share_ns));
+                    }
+                    let until = self.now + drain.min(Duration::from_secs(100)).as_nanos() as Time;
+                    process.closing = Some(process.closing.map_or(until, |earlier| earlier.min(until)));
+                }
+                // No application asks for it.
+                #[cfg(test)]
+                Request::Unguarded(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self, machine: MachineId, process: &mut Process) -> bool {
         if self.now < process.next_tick {
             return false;
         }
         let tick = self.plan.tuning.tick().as_nanos() as Time;
         process.next_tick = (process.next_tick + tick).max(self.now);
         if process.members.borrow().formation.is_formed() {
+            process.ticks += 1;
             process.engine.handle_tick();
+            self.look_after_members(machine, process);
         } else if self.now > process.reported + REPORT_EVERY {
             process.reported = self.now;
-            let peers = process.peers.keys().copied().collect::<Vec<_>>();
-            for peer in peers {
+            for peer in others(process) {
                 tell_who_i_am(process, peer);
             }
         }
@@ -240,6 +294,7 @@ impl World {
         match effect {
             Effect::Send(message) => {
                 let to = message.to;
+                self.tell_checkers(machine, &message);
                 if !put(process, to, Packet::Raft(message)) {
                     process.engine.handle_unreachable(to);
                 }
@@ -256,6 +311,7 @@ impl World {
                     self.trouble_install(machine, process);
                 }
                 if !persist.entries.is_empty() {
+                    self.trouble_change(machine, process, &persist.entries);
                     self.tell(machine, &Event::Appended { term, entries: &persist.entries });
                 }
                 process.tasks.push(Task::Ready(persist));
@@ -275,6 +331,10 @@ impl World {
             Effect::Snapshot { token, index } => {
                 process.completions.push(Completion::Snapshot { token, index }.into());
             }
+            Effect::Changed { token: OWN, .. } | Effect::Failed { token: OWN, .. } => {
+                process.own_change = false;
+                process.own_changes -= 1;
+            }
             Effect::Failed { token, failure } => process.completions.push(Completion::Failed { token, failure }.into()),
             Effect::Barrier { token, index } => process.completions.push(Completion::Barrier { token, index }.into()),
             Effect::Transferred { token, leader } => {
@@ -283,10 +343,7 @@ impl World {
             Effect::Changed { token, index, ids } => {
                 process.completions.push(Completion::Changed { token, index, ids }.into());
             }
-            Effect::Membership => {
-                let membership = process.engine.membership().clone();
-                process.members.borrow_mut().formation.set_membership(membership);
-            }
+            Effect::Membership => self.follow_members(machine, process),
             Effect::Leadership(leadership) => {
                 let (term, leader) = (leadership.term, leadership.leader);
                 let numbers = [3, machine as u64, term, leader.unwrap_or(0)];
@@ -373,61 +430,23 @@ impl World {
         }
     }
 
-    fn observe(&mut self, machine: MachineId, process: &Process) {
+    fn observe(&mut self, machine: MachineId, process: &mut Process) {
         if let Some((term, last, peers)) = process.engine.followers() {
             self.tell(machine, &Event::Follow { term, last, peers: &peers });
         }
+        self.tell_members(machine, process);
         if process.rounds % ROUNDS_PER_DIGEST != 0 {
             return;
         }
         let (applied, digest) = process.engine.digest();
         self.tell(machine, &Event::Digest { applied, digest });
-        let open_calls = self.workload.open_calls(machine);
+        let open_calls = self.workload.open_calls(machine) + self.operator.open_calls(machine) + process.own_changes;
         let sizes = process.engine.sizes();
         self.tell(machine, &Event::Held { sizes: &sizes, open_calls });
         self.trace.note(self.now, &[4, machine as u64, applied, digest], || {
             format!("node {}: applied through {applied}", process.id)
         });
     }
-}
-
-fn take_inbox(process: &mut Process, now: Time, boottime_ns: u64) -> Result<(), Halt> {
-    let inbox = std::mem::take(&mut process.inbox);
-    process.engine.handle_application_applied(process.application.applied);
-    for Proposal { token, command, deadline_ns } in inbox.proposals {
-        process.engine.handle_proposal(token, command, deadline_ns.unwrap_or(u64::MAX));
-    }
-    for request in inbox.requests {
-        match request {
-            Request::ReadBarrier { token, deadline_ns } => {
-                process.engine.handle_read(Reader { token, deadline_ns: deadline_ns.unwrap_or(u64::MAX) });
-            }
-            Request::ReadApplied { token, after, max_bytes } => {
-                let result = process.engine.read_applied(after, max_bytes)?;
-                process.completions.push(Completion::Range { token, result }.into());
-            }
-            Request::Snapshot { token, deadline_ns } => {
-                process.engine.handle_snapshot_call(token, deadline_ns.unwrap_or(u64::MAX));
-            }
-            Request::TransferLeader { token, to, deadline_ns } => {
-                process.engine.handle_transfer(token, to, deadline_ns.unwrap_or(u64::MAX));
-            }
-            Request::Change { token, changes, deadline_ns } => {
-                process.engine.handle_change(token, &changes, deadline_ns.unwrap_or(u64::MAX));
-            }
-            Request::Close { drain } => {
-                if let Some(share_ns) = hand_over_ns(drain) {
-                    process.engine.handle_leaving(boottime_ns.saturating_add(share_ns));
-                }
-                let until = now + drain.min(Duration::from_secs(100)).as_nanos() as Time;
-                process.closing = Some(process.closing.map_or(until, |earlier| earlier.min(until)));
-            }
-            // No application asks for it.
-            #[cfg(test)]
-            Request::Unguarded(_) => {}
-        }
-    }
-    Ok(())
 }
 
 /// What the others hold of what is committed, as far as this node knows, which leads.
@@ -445,8 +464,7 @@ pub(super) fn note_acknowledged(process: &mut Process) {
 pub(super) fn tell_durable(process: &mut Process) {
     let index = process.engine.durable_index();
     if index > std::mem::replace(&mut process.told_durable, index) {
-        let peers = process.peers.keys().copied().collect::<Vec<_>>();
-        for peer in peers {
+        for peer in others(process) {
             put(process, peer, Packet::Durable(index));
         }
     }
@@ -461,7 +479,7 @@ pub(super) fn record_if(process: &mut Process, now: Time, is_needed: impl FnOnce
     }
 }
 
-fn put(process: &mut Process, to: NodeId, packet: Packet) -> bool {
+pub(super) fn put(process: &mut Process, to: NodeId, packet: Packet) -> bool {
     let routed = process.peers.get(&to).is_some_and(|peer| peer.route().is_some());
     if routed {
         process.outbox.push((to, packet));
@@ -479,9 +497,10 @@ fn tell_who_i_am(process: &mut Process, peer: NodeId) {
 fn meet(process: &mut Process, peer: NodeId, report: &[u8]) {
     let Some(report) = Report::decode(report) else { return };
     let met = process.members.borrow_mut().formation.meet(peer, report);
-    // A mismatch is logged in the real world.
-    if let Ok(next) = met {
-        store_stage(process, next);
+    match met {
+        Ok(next) => store_stage(process, next),
+        // It is logged in the real world.
+        Err(mismatch) => process.members.borrow_mut().note(&mismatch),
     }
 }
 
@@ -500,16 +519,10 @@ fn stage_stored(process: &mut Process, stage: Stage) {
         Stage::Formed(founders) => Some(founders.clone()),
         Stage::Unformed | Stage::Prepared(_) => None,
     };
-    let (next, report) = {
-        let formation = &mut process.members.borrow_mut().formation;
-        (formation.stored(stage), formation.report().encode())
-    };
+    let next = process.members.borrow_mut().formation.stored(stage);
+    tell_all(process);
     if let Some(founders) = founders {
         process.engine.handle_formed(&founders);
-    }
-    let peers = process.peers.keys().copied().collect::<Vec<_>>();
-    for peer in peers {
-        put(process, peer, Packet::Formation(report.clone()));
     }
     store_stage(process, next);
 }

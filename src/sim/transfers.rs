@@ -3,10 +3,11 @@
 use super::clock::Time;
 use super::event::Event;
 use super::network::MachineId;
+use super::operator::FIRST as CHANGES;
 use super::plan::Target;
 use super::world::World;
 use crate::driver::port::Request;
-use crate::engine::{NodeId, Token};
+use crate::engine::Token;
 
 /// Clients' calls have lower numbers.
 const FIRST: Token = 1 << 48;
@@ -25,7 +26,7 @@ impl World {
         self.transfers.1 += 1;
         self.transfers.0.insert(token, machine);
         self.tell(machine, &Event::CalledForLeader { call: token, deadline });
-        let to = to.map(|to| to as NodeId + 1);
+        let to = to.map(|to| self.machines[to].node);
         self.with(place, |_, process| {
             process.inbox.requests.push(Request::TransferLeader { token, to, deadline_ns });
         });
@@ -34,7 +35,7 @@ impl World {
 
     /// Such a call ends; false if `token` is none of them.
     pub(super) fn end_transfer(&mut self, token: Token, is_lost: bool) -> bool {
-        let Some(machine) = self.transfers.0.remove(&token) else { return token >= FIRST };
+        let Some(machine) = self.transfers.0.remove(&token) else { return (FIRST..CHANGES).contains(&token) };
         self.trace.note(self.now, &[20, token], || format!("the call for another leader on machine {machine} ends"));
         self.tell(machine, &Event::LeaderCallEnded { call: token, is_lost });
         true

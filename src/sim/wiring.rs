@@ -12,7 +12,7 @@ use super::round::fingerprint;
 use super::world::{Happening, World};
 use crate::engine::NodeId;
 use crate::transport::handshake::check_ends;
-use crate::transport::{Gate as _, Hello};
+use crate::transport::{Gate as _, Hello, Refusal, RefusalCode};
 
 const REDIAL_MIN: Time = 50 * MS;
 const REDIAL_MAX: Time = 2 * SECOND;
@@ -26,7 +26,9 @@ enum Judged {
     /// Its start has yet to be written down.
     NotYet,
     /// No.
-    Refused,
+    Refused(RefusalCode),
+    /// It came too late.
+    Late,
 }
 
 impl World {
@@ -63,8 +65,12 @@ impl World {
         }
         entry.dialling = true;
         let hello = Rc::new(process.gate.hello(peer));
-        let address = process.addresses.get(&peer).cloned();
-        let target = (0..self.plan.nodes).find(|machine| address.as_ref() == Some(&super::machine::address(*machine)));
+        let Some(address) = process.addresses.get(&peer).cloned() else {
+            // Nobody dials it any more.
+            process.peers.entry(peer).or_default().dialling = false;
+            return;
+        };
+        let target = (0..self.plan.machines()).find(|machine| address == self.address(*machine));
         let there = target.filter(|target| !self.wires.is_blocked(place.machine, *target));
         match there {
             Some(target) if !self.wires.is_blocked(target, place.machine) => {
@@ -100,7 +106,7 @@ impl World {
             let ours = Rc::new(process.gate.hello(hello.from));
             if let Err(refusal) = check_ends(&ours, hello).and_then(|()| process.gate.admit(hello)) {
                 world.refused(process.id, hello.from, &refusal.reason);
-                return Judged::Refused;
+                return Judged::Refused(refusal.code);
             }
             // The record that names this start has to be durable before it is answered.
             if !process.members.borrow().remembers(hello.from) {
@@ -120,7 +126,13 @@ impl World {
                 }
                 self.happens(self.now + way, Happening::Welcome(connection));
             }
-            Some(Judged::Refused) | None => self.redial(from, peer, way),
+            Some(Judged::Refused(code)) => {
+                // This node may have heard of its own end.
+                self.wake_soon(to);
+                self.happens(self.now + way, Happening::Refused(from, code));
+                self.redial(from, peer, way);
+            }
+            Some(Judged::Late) | None => self.redial(from, peer, way),
         }
     }
 
@@ -144,18 +156,18 @@ impl World {
         let admitted = self.with(dialler, |world, process| {
             let (ours, theirs) = (&hellos[DIALLER], &hellos[ACCEPTOR]);
             let judged = if theirs.from == peer {
-                check_ends(ours, theirs).map_err(|it| it.reason)
+                check_ends(ours, theirs)
             } else {
-                Err("another node".into())
+                Err(Refusal::new(RefusalCode::WrongNode, "another node"))
             };
-            let judged = judged.and_then(|()| process.gate.admit(theirs).map_err(|it| it.reason));
+            let judged = judged.and_then(|()| process.gate.admit(theirs));
             match judged {
                 Ok(()) if !process.members.borrow().remembers(peer) => Judged::NotYet,
                 Ok(()) if world.admit(process, id, DIALLER) => Judged::In(id),
-                Ok(()) => Judged::Refused,
-                Err(reason) => {
-                    world.refused(process.id, peer, &reason);
-                    Judged::Refused
+                Ok(()) => Judged::Late,
+                Err(refusal) => {
+                    world.refused(process.id, peer, &refusal.reason);
+                    Judged::Refused(refusal.code)
                 }
             }
         });
@@ -172,7 +184,8 @@ impl World {
                 self.happens(self.now + MS, Happening::Welcome(id));
                 self.wake_soon(dialler.machine);
             }
-            Some(Judged::Refused) => {
+            Some(Judged::Refused(_) | Judged::Late) => {
+                self.wake_soon(dialler.machine);
                 self.hang_up(id, DIALLER);
                 self.redial(dialler, peer, MS);
             }

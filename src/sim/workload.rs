@@ -43,8 +43,8 @@ pub(super) struct Workload {
 
 impl Workload {
     pub fn new(plan: &Plan, rng: &mut Rng) -> Self {
-        let clients = (0..plan.nodes * plan.clients).map(|client| Client {
-            machine: client % plan.nodes,
+        let clients = (0..plan.machines() * plan.clients).map(|client| Client {
+            machine: client % plan.machines(),
             waits: false,
             again: None,
         });

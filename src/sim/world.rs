@@ -13,7 +13,8 @@ use super::clock::{Clock, Time, MS, SECOND};
 use super::disk::Disk;
 use super::event::{Ending, Event, Standing, Stopped};
 use super::guest::Guest;
-use super::machine::{address, Machine};
+use super::machine::{address, Machine, PORT};
+use super::operator::{Again, Operator};
 use super::network::{ConnectionId, MachineId, Occurred, Place, Wires};
 use super::plan::{Fault, Plan, Since, Target, END, HEALED};
 use super::trace::Trace;
@@ -21,7 +22,7 @@ use super::workload::Workload;
 use crate::engine::command::Command;
 use crate::engine::{NodeId, Token};
 use crate::storage::snapshot::{Head, SnapshotFile};
-use crate::transport::Hello;
+use crate::transport::{Hello, RefusalCode};
 
 /// Something that happens at its time.
 #[derive(Debug)]
@@ -62,6 +63,10 @@ pub(super) enum Happening {
     Snapshot(Place, MachineId, Box<Message>, Arc<dyn SnapshotFile>),
     /// Its sender hears how that ended: at which node, and well or not.
     SnapshotSent(Place, NodeId, bool),
+    /// A node that was dialled has refused, for this reason.
+    Refused(Place, RefusalCode),
+    /// The operator asks again.
+    AskAgain(Box<Again>),
     /// A disk is copied for a later fault.
     Copy(usize),
     /// Everything that can run runs from now on.
@@ -111,6 +116,10 @@ pub struct Figures {
     pub leaders: u64,
     /// Calls for another leader that were answered with one.
     pub transferred: u64,
+    /// Calls for a change of the members that were answered with one, and nodes that were to join.
+    pub changes: u64,
+    /// See there.
+    pub joined: u64,
     /// Connections that were refused.
     pub refused: u64,
     /// Snapshots that were taken.
@@ -155,6 +164,8 @@ pub struct World {
     pub(super) applied: VecDeque<(NodeId, u64, Command)>,
     /// Calls for another leader that have not ended, and how many there were.
     pub(super) transfers: (BTreeMap<Token, MachineId>, Token),
+    /// Whoever changes the members.
+    pub(super) operator: Operator,
     /// A node whose members were wiped before all had formed may wait for ever.
     pub(super) may_never_form: bool,
     /// Stages of the formation that have become durable, over all nodes.
@@ -179,15 +190,22 @@ impl World {
             figures: Figures::default(),
             applied: VecDeque::new(),
             transfers: Default::default(),
+            operator: Operator::default(),
             may_never_form: false,
             stages: 0,
             rng,
         };
+        let founders = world.founders();
         for id in 0..plan.nodes {
             let clock = Clock::new(&mut world.rng);
-            world.machines.push(Machine::new(id as NodeId + 1, clock, Disk::new(plan.files)));
+            let machine = Machine::new(id as NodeId + 1, clock, Disk::new(plan.files));
+            world.machines.push(Machine { listed: founders.clone(), ..machine });
             let at = world.rng.u64(0..SECOND);
             world.start_at(id, at);
+        }
+        for _ in 0..plan.spares {
+            let clock = Clock::new(&mut world.rng);
+            world.machines.push(Machine { runs: false, ..Machine::new(0, clock, Disk::new(plan.files)) });
         }
         world.begin_workload();
         for (number, scheduled) in world.plan.faults.clone().into_iter().enumerate() {
@@ -249,6 +267,8 @@ impl World {
             Happening::SnapshotSent(place, peer, is_there) => {
                 self.occurs(place, Occurred::SnapshotSent(peer, is_there))
             }
+            Happening::Refused(place, code) => self.occurs(place, Occurred::Refused(code)),
+            Happening::AskAgain(again) => self.ask_again(*again),
             Happening::Copy(number) => self.copy_disk(number),
             Happening::Heal => self.heal(),
         }
@@ -306,7 +326,7 @@ impl World {
                     let process = self.machines[*candidate].process.as_ref();
                     process.is_some_and(|process| process.engine.leader().0 == Some(process.id))
                 };
-                (0..self.plan.nodes)
+                (0..self.plan.machines())
                     .filter(leads)
                     .max_by_key(|leader| {
                         self.machines[*leader].process.as_ref().map_or(0, |process| process.engine.leader().1)
@@ -316,9 +336,9 @@ impl World {
         }
     }
 
-    /// The list of members that all should be started with.
-    pub(super) fn members(&self) -> BTreeMap<NodeId, String> {
-        (0..self.plan.nodes).map(|machine| (machine as NodeId + 1, address(machine))).collect()
+    /// The list of members that those who found the cluster are started with.
+    pub(super) fn founders(&self) -> BTreeMap<NodeId, String> {
+        (0..self.plan.nodes).map(|machine| (machine as NodeId + 1, address(machine, PORT))).collect()
     }
 
     /// A process has ended: its calls are lost, its connections close.
@@ -328,10 +348,15 @@ impl World {
         self.tell(machine, &Event::Stopped { why });
         self.lose_calls(machine);
         self.lose_transfers(machine);
+        self.lose_changes(machine);
     }
 
     fn ending(&self) -> Ending {
-        let healthy = (0..self.plan.nodes).filter(|machine| !self.machines[*machine].out);
+        let newest = self.newest_members();
+        let healthy = (0..self.plan.machines()).filter(|machine| {
+            let at = &self.machines[*machine];
+            at.runs && !at.out && newest.members.contains(&at.node)
+        });
         let healthy = healthy.map(|machine| {
             let process = self.machines[machine].process.as_ref();
             let state = process.map(|process| {
@@ -341,7 +366,7 @@ impl World {
             (machine, state)
         });
         let healthy = healthy.collect::<Vec<_>>();
-        let recovers = 2 * healthy.len() > self.plan.nodes && !self.may_never_form;
-        Ending { healthy, recovers }
+        let recovers = newest.has_quorum(|id| self.is_healthy(id)) && !self.may_never_form;
+        Ending { healthy, recovers, removed_and_runs: self.removed_and_runs(&newest) }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::{Checker, Scene, Verdict};
 use crate::sim::clock::{Time, SECOND};
-use crate::sim::event::{Ended, Ending, Event, Stopped};
+use crate::sim::event::{ChangeEnded, Ended, Ending, Event, Stopped};
 use crate::sim::network::MachineId;
 
 /// How late a deadline may be noticed by an application that runs.
@@ -58,6 +58,10 @@ impl Checker for Awaits {
             Event::CalledForLeader { call, deadline } => {
                 self.open.insert(*call, (scene.machine, *deadline));
             }
+            Event::CalledForChange { call, deadline, .. } => {
+                self.open.insert(*call, (scene.machine, *deadline));
+            }
+            Event::ChangeCallEnded { call, how } => return self.ended(scene, *call, **how == ChangeEnded::Lost),
             Event::CallEnded { call, how } => return self.ended(scene, *call, *how == Ended::Lost),
             Event::LeaderCallEnded { call, is_lost } => return self.ended(scene, *call, *is_lost),
             _ => {}

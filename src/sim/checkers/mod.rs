@@ -16,11 +16,13 @@ mod linearizability;
 pub mod linearizable;
 mod logs;
 mod matching;
+mod members;
 mod outcomes;
 mod recovery;
 mod safety;
 mod stops;
 mod time;
+mod voters;
 
 use self::logs::Logs;
 use super::clock::{Time, SECOND};
@@ -102,6 +104,8 @@ impl Checkers {
             Box::<outcomes::Outcomes>::default(),
             Box::<acknowledged::Acknowledged>::default(),
             Box::<time::Time>::default(),
+            Box::<members::Members>::default(),
+            Box::new(voters::Voters::new(&plan.tuning)),
             Box::<digests::Digests>::default(),
             Box::<commits::Commits>::default(),
             Box::new(bounds::Bounds::new(&plan.tuning, plan.takes_snapshots)),
