@@ -38,7 +38,7 @@ pub fn of_proposal(failure: Failure) -> PyErr {
         Failure::TimedOutUnsent { reason } => ProposalTimeoutError::new_err(format!(
             "the deadline passed before the proposal left this node ({reason}): it is not committed, propose it again"
         )),
-        Failure::TimedOut => OutcomeUnknownError::new_err(
+        Failure::TimedOut | Failure::ChangeTimedOut { .. } => OutcomeUnknownError::new_err(
             "the deadline passed while the proposal was under way: it may be applied, now or later; read the state \
              after `read_barrier()` before proposing it again",
         ),
@@ -75,7 +75,7 @@ pub fn of_read(failure: Failure) -> PyErr {
         Failure::TimedOutUnsent { reason } => ReadTimeoutError::new_err(format!(
             "the deadline of the read passed ({reason}): read again once that is mended"
         )),
-        Failure::TimedOut => ReadTimeoutError::new_err(
+        Failure::TimedOut | Failure::ChangeTimedOut { .. } => ReadTimeoutError::new_err(
             "the deadline of the read passed before the state machine here had applied what it is to show: read again",
         ),
         Failure::Refused { reason } => RaftError::new_err(reason),
@@ -113,6 +113,13 @@ pub fn of_change(failure: Failure) -> PyErr {
         Failure::TimedOut => MembershipTimeoutError::new_err((
             "the deadline passed while the change was under way, so it may take effect, now or later: ask again for the \
              same change, which is made once",
+            None::<bool>,
+        )),
+        Failure::ChangeTimedOut { reason } => MembershipTimeoutError::new_err((
+            format!(
+                "the deadline passed ({reason}), and the change may take effect all the same, now or later: ask again for the \
+                 same change, which is made once"
+            ),
             None::<bool>,
         )),
         Failure::Refused { reason } => MembershipError::new_err((reason, false)),

@@ -519,7 +519,11 @@ impl Engine {
             Some(unfit) if command.is_membership() => unfit.clone(),
             _ => unsent.to_string(),
         };
-        self.proposals.expire(now.boottime_ns, reason, &mut failed);
+        let late = |command: &Command| match &unfit {
+            Some(unfit) if command.is_membership() => Failure::ChangeTimedOut { reason: unfit.clone() },
+            _ => Failure::TimedOut,
+        };
+        self.proposals.expire(now.boottime_ns, reason, late, &mut failed);
         self.reads.expire(now.boottime_ns, &unread, &mut failed);
         self.snapshots.expire(now.boottime_ns, &mut failed);
         self.transfers.expire(&mut self.raw, now.boottime_ns, &mut failed);

@@ -165,6 +165,12 @@ pub enum Failure {
     },
     /// The deadline passed while the proposal was under way: it may or may not be applied.
     TimedOut,
+    /// The deadline passed while a change of the members was under way, which may or may not take effect; when the leader
+    /// was last heard of, it had to wait.
+    ChangeTimedOut {
+        /// For what.
+        reason: String,
+    },
     /// Refused before it entered the log: not committed, and never will be.
     Refused {
         /// Why, with what to do.

@@ -342,6 +342,7 @@ impl Proposals {
         &mut self,
         now_ns: u64,
         unsent_reason: impl Fn(&Command) -> String,
+        late: impl Fn(&Command) -> Failure,
         failed: &mut impl FnMut(Token, Failure),
     ) {
         if now_ns < self.next_deadline_ns || mutants::on(Mutant::IgnoreDeadlines) {
@@ -351,7 +352,7 @@ impl Proposals {
             |deadline_ns| deadline_ns <= now_ns,
             failed,
             |in_a_log, command| match in_a_log {
-                true => Failure::TimedOut,
+                true => late(command),
                 false => Failure::TimedOutUnsent { reason: unsent_reason(command) },
             },
         );
@@ -432,7 +433,8 @@ mod tests {
 
     fn expire(proposals: &mut Proposals, now_ns: u64) -> Vec<(Token, Failure)> {
         let mut failed = Vec::new();
-        proposals.expire(now_ns, |_| "no leader".into(), &mut |token, failure| failed.push((token, failure)));
+        let mut fail = |token, failure| failed.push((token, failure));
+        proposals.expire(now_ns, |_| "no leader".into(), |_| Failure::TimedOut, &mut fail);
         failed
     }
 

@@ -262,7 +262,7 @@ fn ended(failure: &Failure) -> Ended {
     match failure {
         Failure::TimedOutUnsent { .. } | Failure::Refused { .. } | Failure::ClosedUnsent => Ended::NotCommitted,
         Failure::Snapshot { .. } | Failure::Transfer { .. } => Ended::NotCommitted,
-        Failure::TimedOut | Failure::Closed => Ended::Unknown,
+        Failure::TimedOut | Failure::ChangeTimedOut { .. } | Failure::Closed => Ended::Unknown,
         Failure::AppliedWithoutResult { index } => Ended::AppliedWithoutResult { index: *index },
     }
 }

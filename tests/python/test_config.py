@@ -11,7 +11,8 @@ import pytest
 import aioraft
 from aioraft._errors import shown
 
-SECONDS = ["election_timeout", "heartbeat_interval", "propose_timeout", "read_timeout", "close_timeout"]
+SECONDS = ["election_timeout", "heartbeat_interval", "close_timeout"]
+SECONDS += ["propose_timeout", "read_timeout", "membership_timeout"]
 OPTIONAL = ["snapshot_entries", "snapshot_bytes"]
 OTHERS = ["insecure", "admin_from"]
 COUNTS = [field.name for field in dataclasses.fields(aioraft.Config) if field.name not in [*SECONDS, *OTHERS]]

@@ -19,6 +19,8 @@ ERRORS = [one for one in vars(_errors).values() if inspect.isclass(one) and issu
 SAMPLES = [
     aioraft.ConfigError("m"),
     aioraft.FatalError("m"),
+    aioraft.RemovedError("m", False),
+    aioraft.SupersededError("m"),
     aioraft.NodeClosedError("m", None),
     aioraft.NotCommittedError("m"),
     aioraft.ProposalTimeoutError("m"),
@@ -31,6 +33,8 @@ SAMPLES = [
     aioraft.SnapshotTimeoutError("m"),
     aioraft.TransferError("m"),
     aioraft.TransferTimeoutError("m"),
+    aioraft.MembershipError("m"),
+    aioraft.MembershipTimeoutError("m", None),
     aioraft.Compacted("m", 7),
     aioraft.ReentrantCallError("m"),
     aioraft.WrongLoopError("m"),
@@ -53,6 +57,9 @@ def test_outcomes() -> None:
     assert aioraft.ProposalTimeoutError("m").outcome is outcome.NOT_COMMITTED
     assert aioraft.OutcomeUnknownError("m").outcome is outcome.UNKNOWN
     assert aioraft.FatalError("m").outcome is outcome.UNKNOWN
+    assert aioraft.RemovedError("m", False).outcome is outcome.NOT_COMMITTED
+    assert aioraft.MembershipError("m").outcome is outcome.NOT_COMMITTED
+    assert aioraft.MembershipTimeoutError("m", None).outcome is outcome.UNKNOWN
     assert aioraft.AppliedWithoutResultError("m", 1).outcome is outcome.APPLIED_WITHOUT_RESULT
     assert aioraft.ApplyError("m", 1).outcome is outcome.APPLIED
     assert aioraft.ReadTimeoutError("m").outcome is None
@@ -66,6 +73,7 @@ def test_deadlines_are_caught_as_timeouts_and_mistakes_as_value_errors() -> None
         aioraft.ReadTimeoutError,
         aioraft.SnapshotTimeoutError,
         aioraft.TransferTimeoutError,
+        aioraft.MembershipTimeoutError,
     }
     assert {one for one in ERRORS if issubclass(one, ValueError)} == {
         aioraft.ConfigError,

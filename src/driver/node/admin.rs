@@ -302,6 +302,10 @@ fn problem(failure: Failure) -> Problem {
                 "its time passed while it was under way, so it may be done, now or later: look before you try again";
             (ProblemKind::Unknown, reason.into())
         }
+        Failure::ChangeTimedOut { reason } => {
+            let reason = format!("its time passed ({reason}), and it may be done all the same, now or later: ask again");
+            (ProblemKind::Unknown, reason)
+        }
         Failure::Refused { reason } | Failure::Snapshot { reason } | Failure::Transfer { reason } => {
             (ProblemKind::Refused, reason)
         }

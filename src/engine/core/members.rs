@@ -209,6 +209,7 @@ impl Engine {
         }
         let outcome = self.change_members(index, &command, voters);
         let Some((token, deadline_ns)) = self.proposals.applied(&command.header()) else { return Ok(()) };
+        self.changes.set_obstacle(None);
         match outcome {
             Err(reason) => self.effects.push(Effect::Failed { token, failure: Failure::Refused { reason } }),
             Ok(ids) if self.conf_state().voters_outgoing.is_empty() || voters.is_none() => {
