@@ -28,7 +28,7 @@ Encoded: TypeAlias = "tuple[str, int, str, dict[str, str] | None]"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AddLearner:
-    """A new member, without a vote. Done already if `id` is a member; what is given here takes the place of what was."""
+    """A new member, without a vote. Done already if it is a member; what is given here replaces what was."""
 
     id: int
     """Of your choice, so that asking twice adds one node; never that of a former member."""

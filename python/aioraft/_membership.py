@@ -147,9 +147,9 @@ class ChangesMembers(abc.ABC):
     ) -> MembershipChange:
         """Make several changes at once: all of them, or none.
 
-        `changes` are 1 to 32 of `AddLearner`, `Promote`, `Demote`, `Remove` and `UpdateMember`. Where more than one vote
-        is concerned the cluster goes through a joint configuration, in which majorities of both the old and the new
-        voters must agree. See `ChangesMembers` for the rest.
+        `changes` are 1 to 32 of `AddLearner`, `Promote`, `Demote`, `Remove` and `UpdateMember`. Several go through a
+        joint configuration, in which majorities of both the old and the new voters must agree. See `ChangesMembers` for
+        the rest.
         """
         core, seconds = self._core, self._seconds(timeout)
         wanted = list(changes)
@@ -185,7 +185,7 @@ class ChangesMembers(abc.ABC):
         left = _Deadline(self._seconds(timeout))
         members = await self._newest_members(left)
         if old in members and not members[old].votes:
-            raise MembershipError(f"node {old} has no vote that another one could take over: remove it, and add that one")
+            raise MembershipError(f"node {old} has no vote for another one to take over: remove it, and add that one")
         if new in members:
             await self.change_members([UpdateMember(new, address, metadata)], timeout=left.seconds())
         elif old in members:

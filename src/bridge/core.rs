@@ -346,8 +346,9 @@ impl Core {
     }
 
     /// Change the members, all of `changes` at once: each is ("add", "promote", "demote", "remove" or "update", id, address,
-    /// metadata); "add" and "update" take the last two, and "add" an id of 0 for one of the cluster's choice. The future resolves with the index of the change and the ids
-    /// concerned, or fails with `MembershipError` or `MembershipTimeoutError`. `timeout` is in seconds; None waits for ever.
+    /// metadata); "add" and "update" take the last two, and "add" an id of 0 for one of the cluster's choice. The future
+    /// resolves with the index of the change and the ids concerned, or fails with `MembershipError` or
+    /// `MembershipTimeoutError`. `timeout` is in seconds; None waits for ever.
     /// Raises `ReentrantCallError` inside `apply`. Cancelling stops the waiting, not the change.
     #[pyo3(signature = (changes: "list[tuple[str, int, str, dict[str, str] | None]]", timeout: "float | None"))]
     fn change_members<'py>(

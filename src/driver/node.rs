@@ -28,7 +28,7 @@ use super::port::{self, Completion, Fatal, InboxBatch, Port, Proposal, Request};
 use super::start::{self, Resumed, StartError, Started};
 use super::witness::Spoken;
 use super::WakeDriver;
-use crate::engine::formation::{Report, Stage};
+use crate::engine::formation::{Mismatch, Report, Stage};
 use crate::engine::membership::Change;
 use crate::engine::snapshot::Meta;
 use crate::engine::{
@@ -557,8 +557,19 @@ impl Node {
             Ok(next) => self.store_stage(next),
             Err(mismatch) => {
                 self.members.borrow_mut().note(&mismatch);
-                if self.may_say(("mismatch", peer, mismatch.to_string())) {
-                    tracing::error!(node = self.id, peer, "node {peer} does not belong to this cluster: {mismatch}");
+                match mismatch {
+                    // It stops for that, and says so then.
+                    Mismatch::Removed(id) | Mismatch::Superseded(id) if id == self.id => {}
+                    // It hears so as well, and leaves.
+                    Mismatch::Removed(id) if id == peer => tracing::debug!(node = self.id, peer, "{mismatch}"),
+                    mismatch if self.may_say(("mismatch", peer, mismatch.to_string())) => {
+                        tracing::error!(
+                            node = self.id,
+                            peer,
+                            "node {peer} does not belong to this cluster: {mismatch}"
+                        );
+                    }
+                    _ => {}
                 }
             }
         }

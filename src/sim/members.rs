@@ -269,9 +269,8 @@ pub(super) struct Newest {
 impl Newest {
     /// Whether those of whom `is_there` holds can decide, in both halves.
     pub fn has_quorum(&self, is_there: impl Fn(NodeId) -> bool) -> bool {
-        let decides = |half: &[NodeId]| {
-            half.is_empty() || 2 * half.iter().filter(|voter| is_there(**voter)).count() > half.len()
-        };
+        let decides =
+            |half: &[NodeId]| half.is_empty() || 2 * half.iter().filter(|voter| is_there(**voter)).count() > half.len();
         decides(&self.conf.voters) && decides(&self.conf.voters_outgoing)
     }
 }

@@ -140,8 +140,9 @@ class Core:
     def change_members(self, /, changes: "list[tuple[str, int, str, dict[str, str] | None]]", timeout: "float | None") -> Future[tuple[int, list[int]]]:
         """
         Change the members, all of `changes` at once: each is ("add", "promote", "demote", "remove" or "update", id, address,
-        metadata); "add" and "update" take the last two, and "add" an id of 0 for one of the cluster's choice. The future resolves with the index of the change and the ids
-        concerned, or fails with `MembershipError` or `MembershipTimeoutError`. `timeout` is in seconds; None waits for ever.
+        metadata); "add" and "update" take the last two, and "add" an id of 0 for one of the cluster's choice. The future
+        resolves with the index of the change and the ids concerned, or fails with `MembershipError` or
+        `MembershipTimeoutError`. `timeout` is in seconds; None waits for ever.
         Raises `ReentrantCallError` inside `apply`. Cancelling stops the waiting, not the change.
         """
     def close(self, /, drain: "float") -> Future[None]:

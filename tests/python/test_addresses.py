@@ -57,14 +57,21 @@ class Forwarder:
         writer.close()
 
 
-def make(number: int, members: dict[int, str], data_dir: pathlib.Path, **where: str) -> aioraft.Node[int]:
+def make(
+    number: int,
+    members: dict[int, str],
+    data_dir: pathlib.Path,
+    listen: str | None = None,
+    advertise: str | None = None,
+) -> aioraft.Node[int]:
     return aioraft.Node(
         id=number,
         members=members,
         data_dir=data_dir / str(number),
         state_machine=Adder(),
         config=TEST_CONFIG,
-        **where,
+        listen=listen,
+        advertise=advertise,
     )
 
 

@@ -9,7 +9,16 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from processes import DEADLINE_S, HERE, QUICK_ELECTIONS, Process, Processes, make_random, reserved_addresses, three_of_kind
+from processes import (
+    DEADLINE_S,
+    HERE,
+    QUICK_ELECTIONS,
+    Process,
+    Processes,
+    make_random,
+    reserved_addresses,
+    three_of_kind,
+)
 
 pytestmark = pytest.mark.asyncio
 
@@ -50,7 +59,7 @@ async def test_all_are_replaced_one_by_one_while_whoever_does_it_is_killed(tmp_p
             old, *stay = [process for process in processes.running if process is not new]
             caller = chance.choice(stay)
             arguments = {"old": old.number, "new": new.number, "address": ":".join(map(str, new.address))}
-            caller.asking("replace", **arguments)
+            _ = caller.asking("replace", **arguments)
             await asyncio.sleep(chance.uniform(0, 0.1))  # somewhere in between
             await caller.kill()
             # Another one, or the same one again.

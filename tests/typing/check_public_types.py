@@ -70,6 +70,15 @@ async def the_node(node: aioraft.Node[int]) -> None:
     assert_type(await node.transfer_leader(2, timeout=1.5), int)
     assert_type(await node.transfer_leader(to=None, timeout=None), int)
     assert_type(await node.wait_for_leader(timeout=1), aioraft.Leadership)
+    assert_type(await node.add_learner(4, "a:1", metadata={"zone": "a"}), aioraft.MembershipChange)
+    assert_type(await node.promote(4, timeout=None), aioraft.MembershipChange)
+    assert_type(await node.demote(4), aioraft.MembershipChange)
+    assert_type(await node.remove(4, timeout=1.5), aioraft.MembershipChange)
+    assert_type(await node.replace(1, 4, "a:1"), aioraft.MembershipChange)
+    assert_type(await node.update_member(4, address="a:1"), aioraft.MembershipChange)
+    assert_type(await node.change_members([aioraft.Promote(4), aioraft.Remove(1)]), aioraft.MembershipChange)
+    assert_type(await node.change_members(the_changes()), aioraft.MembershipChange)
+    assert_type(node.members(), dict[int, aioraft.MemberInfo])
     assert_type(await wrapped(node), int)
     assert_type(await wrapped(node, timeout=1.5), int)
     assert_type(await wrapped(node, timeout=None), int)
@@ -90,6 +99,27 @@ async def the_node(node: aioraft.Node[int]) -> None:
             assert_type(entered, aioraft.Term)
     assert_type(await node.wait_stopped(), None)
     assert_type(await node.aclose(), None)
+
+
+def the_changes() -> Iterator[aioraft.Change]:
+    yield aioraft.AddLearner(4, "a:1", {"zone": "a"})
+    yield aioraft.AddLearner(5, "a:2")
+    yield aioraft.Promote(4)
+    yield aioraft.Demote(id=3)
+    yield aioraft.Remove(2)
+    yield aioraft.UpdateMember(1, metadata={})
+
+
+def the_members(change: aioraft.MembershipChange) -> str:
+    assert_type(change.index, int)
+    assert_type(change.ids, tuple[int, ...])
+    for number, member in change.members.items():
+        assert_type(number, int)
+        assert_type(member.votes, bool)
+        assert_type(member.trouble, str | None)
+        if member.metadata.get("zone") == "a":
+            return member.address
+    return ""
 
 
 async def wrapped(node: aioraft.Node[int], *, timeout: aioraft.Timeout = aioraft.DEFAULT_TIMEOUT) -> int:
@@ -116,6 +146,8 @@ async def made() -> None:
         assert_type(cluster, Cluster[int])
         assert_type(await cluster.leader(), aioraft.Node[int])
         assert_type(await cluster.wait_agreement(), int)
+        assert_type(await cluster.add(), aioraft.Node[int])
+        assert_type(await cluster.add(7, timeout=1.5), aioraft.Node[int])
 
 
 async def the_fixture(raft_cluster: RaftCluster) -> None:
@@ -153,6 +185,8 @@ def refused(node: aioraft.Node[int]) -> None:
     node.propose(b"", timeout="1")  # type: ignore[arg-type, unused-coroutine] # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
     if node.status().role == "boss":  # type: ignore[comparison-overlap] # pyright: ignore[reportUnnecessaryComparison]
         return
+    node.promote("4")  # type: ignore[arg-type, unused-coroutine] # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
+    node.change_members([4])  # type: ignore[list-item, unused-coroutine] # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
     node.propose("text")  # type: ignore[arg-type, unused-coroutine] # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
     aioraft.Config(1.0)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
     aioraft.StateMachine[int]()  # type: ignore[abstract] # pyright: ignore[reportAbstractUsage]

@@ -12,7 +12,7 @@ from ._nodes import add_node_arguments, ask, node_address, node_id
 
 __all__ = ["COMMANDS"]
 
-_Change: TypeAlias = tuple[str, int, str, dict[str, str]]
+_Change: TypeAlias = tuple[str, int, str, dict[str, str] | None]
 """As `AdminClient.change` takes it: what is done, to whom (0: the cluster chooses an id), its address, its metadata."""
 
 

@@ -76,7 +76,7 @@ class Cluster(Generic[R]):
 
     @property
     def nodes(self) -> tuple[Node[R], ...]:
-        """The nodes in the order of their ids, which begin with 1; those that are closed, crashed or removed included."""
+        """The nodes in the order of their ids, which begin with 1; also those that are closed, crashed or removed."""
         return tuple(self._nodes.values())
 
     @property

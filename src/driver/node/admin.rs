@@ -303,7 +303,8 @@ fn problem(failure: Failure) -> Problem {
             (ProblemKind::Unknown, reason.into())
         }
         Failure::ChangeTimedOut { reason } => {
-            let reason = format!("its time passed ({reason}), and it may be done all the same, now or later: ask again");
+            let reason =
+                format!("its time passed ({reason}), and it may be done all the same, now or later: ask again");
             (ProblemKind::Unknown, reason)
         }
         Failure::Refused { reason } | Failure::Snapshot { reason } | Failure::Transfer { reason } => {

@@ -69,7 +69,9 @@ impl Members {
         }
         let state = self.states.range(..=cursors.applied).next_back().map(|(_, state)| state);
         let applied = cursors.applied;
-        state.map_or(Ok(()), |state| state.compare(conf, membership)).map_err(|why| format!("through {applied}, {why}"))?;
+        state
+            .map_or(Ok(()), |state| state.compare(conf, membership))
+            .map_err(|why| format!("through {applied}, {why}"))?;
         self.look_at_identities(membership)
     }
 
