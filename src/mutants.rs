@@ -111,12 +111,16 @@ pub enum Mutant {
     NeverLeaveJoint,
     /// A copy of a change of the members takes effect once more.
     RepeatChange,
+    /// A leader without a vote serves reads (rule M2).
+    LeaderWithoutVoteServesReads,
+    /// A member's data directory is replaced by another one (rule M1).
+    BindAnyIdentity,
 }
 
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 52] = [
+    pub const ALL: [Self; 54] = [
         Self::AcknowledgeBeforeFsync,
         Self::AnswerEmptyReadyAtOnce,
         Self::ConfirmOneTooMany,
@@ -169,6 +173,8 @@ impl Mutant {
         Self::ApplyStrangersCommands,
         Self::NeverLeaveJoint,
         Self::RepeatChange,
+        Self::LeaderWithoutVoteServesReads,
+        Self::BindAnyIdentity,
     ];
 }
 

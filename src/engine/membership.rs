@@ -502,7 +502,8 @@ fn update(plan: &mut Plan, id: NodeId, given: &Member, metadata: Option<&Metadat
     let Some(member) = plan.members.get_mut(&id) else { return Ok(()) };
     let mut after = member.clone();
     if given.identity != 0 {
-        if member.identity != 0 && member.identity != given.identity {
+        let is_another = member.identity != 0 && member.identity != given.identity;
+        if is_another && !mutants::on(Mutant::BindAnyIdentity) {
             return never(format!(
                 "node {id} is a member with another data directory: a wiped or replaced disk cannot come back under its old \
                  id; remove it, and add a new member"

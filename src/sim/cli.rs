@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::checkers::linearizable::{shows_too_little, UNDECIDED_PER_MILLE_MAX};
+use super::checkers::Violation;
 use super::clock::SECOND;
 use super::history::{Histories, Judgement};
 use super::objects::kind;
@@ -29,7 +30,7 @@ const LINES_PRINTED: usize = 60;
 const WRONG_PRINTED: usize = 3;
 
 const USAGE: &str =
-    "usage: sim seeds COUNT [FIRST] [SECONDS] | sim seed SEED [EDITION] | sim mutants [NAME] | sim judge FILE...";
+    "usage: sim seeds COUNT [FIRST] [SECONDS] | sim seed SEED [EDITION] | sim tell SEED [EDITION] | sim mutants [NAME] | sim judge FILE...";
 
 /// Runs what the arguments ask for.
 pub fn main() -> ExitCode {
@@ -44,6 +45,7 @@ pub fn main() -> ExitCode {
             many(first, count, number(3).map_or(Duration::MAX, Duration::from_secs))
         }
         (Some("seed"), Some(seed)) => one(seed, number(2).map_or(EDITION, |edition| edition as u32)),
+        (Some("tell"), Some(seed)) => tell(seed, number(2).map_or(EDITION, |edition| edition as u32)),
         (Some("mutants"), _) => mutants(arguments.get(1).map(String::as_str)),
         (Some("judge"), _) if arguments.len() > 1 => judge(&arguments[1..]),
         _ => {
@@ -76,9 +78,9 @@ fn many(first: u64, count: u64, time: Duration) -> ExitCode {
                     *last_told.lock() = Instant::now();
                     println!("sim: {} seeds so far", total.0);
                 }
-                if outcome.violation.is_some() {
+                if let Some(violation) = outcome.violation {
                     failed.store(true, Ordering::Relaxed);
-                    failing.lock().get_or_insert(plan);
+                    failing.lock().get_or_insert((plan, violation));
                 }
             });
         }
@@ -95,8 +97,8 @@ fn many(first: u64, count: u64, time: Duration) -> ExitCode {
             ExitCode::FAILURE
         }
         None => ExitCode::SUCCESS,
-        Some(plan) => {
-            report(&plan);
+        Some((plan, violation)) => {
+            report(&plan, &violation);
             ExitCode::FAILURE
         }
     }
@@ -108,17 +110,29 @@ fn one(seed: u64, edition: u32) -> ExitCode {
     println!("sim: seed {seed}, {}", outcome.figures);
     match outcome.violation {
         None => ExitCode::SUCCESS,
-        Some(_) => {
-            report(&plan);
+        Some(violation) => {
+            report(&plan, &violation);
             ExitCode::FAILURE
         }
     }
 }
 
+/// Everything that happens, without a search for a shorter schedule.
+fn tell(seed: u64, edition: u32) -> ExitCode {
+    let outcome = run(&Plan::of_edition(seed, edition), true);
+    outcome.transcript.iter().for_each(|line| println!("{line}"));
+    if let Some(violation) = &outcome.violation {
+        println!("\n{violation}");
+    }
+    ExitCode::from(u8::from(outcome.violation.is_some()))
+}
+
 /// Tells a failure: what to run again, and the shortest schedule of faults that leads to it.
-fn report(plan: &Plan) {
+fn report(plan: &Plan, violation: &Violation) {
     let edition = if plan.edition == EDITION { String::new() } else { format!(" EDITION={}", plan.edition) };
     println!("\nFAILED: seed {}, commit {}; again with: make sim SEED={}{edition}", plan.seed, commit(), plan.seed);
+    println!("{violation}");
+    // What follows takes a while.
     let (shortest, outcome) = shrink(plan);
     println!("{} nodes, {} clients each, {:?}", shortest.nodes, shortest.clients, shortest.tuning);
     println!("faults ({} of {}):", shortest.faults.len(), plan.faults.len());

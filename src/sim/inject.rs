@@ -207,7 +207,7 @@ impl World {
     /// Whether one more machine may be lost for good.
     fn may_lose(&self, machine: MachineId) -> bool {
         let lost = self.machines[machine].node;
-        self.newest_members().has_quorum(|id| id != lost && self.is_healthy(id))
+        self.goes_on(|id| id != lost && self.is_healthy(id))
     }
 
     fn replace_disk(&mut self, target: Target, image: Image, down: u64) {

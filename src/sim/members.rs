@@ -224,6 +224,20 @@ impl World {
         )
     }
 
+    /// Whether those of whom `is_there` holds can decide, whoever's members count.
+    ///
+    /// A removed node stops when it hears so, and one that has forgotten in a crash that a removal was committed needs the votes
+    /// of those who are gone. So a quorum of what every running node takes for the members is kept.
+    pub(super) fn goes_on(&self, is_there: impl Fn(NodeId) -> bool) -> bool {
+        let newest = self.newest_members();
+        let is_removed = |id: NodeId| newest.retired.iter().any(|(first, last)| (*first..=*last).contains(&id));
+        let is_there = |id| is_there(id) && !is_removed(id);
+        let processes = self.machines.iter().filter(|machine| !machine.old && !is_removed(machine.node));
+        let processes = processes.filter_map(|machine| machine.process.as_ref());
+        let mut formed = processes.filter(|process| process.members.borrow().formation.is_formed());
+        newest.has_quorum(is_there) && formed.all(|process| has_quorum(&process.engine.conf_state(), is_there))
+    }
+
     /// Whether a machine runs this node that has lost nothing.
     pub(super) fn is_healthy(&self, id: NodeId) -> bool {
         let machines = self.machines[..self.plan.machines()].iter();
@@ -269,10 +283,14 @@ pub(super) struct Newest {
 impl Newest {
     /// Whether those of whom `is_there` holds can decide, in both halves.
     pub fn has_quorum(&self, is_there: impl Fn(NodeId) -> bool) -> bool {
-        let decides =
-            |half: &[NodeId]| half.is_empty() || 2 * half.iter().filter(|voter| is_there(**voter)).count() > half.len();
-        decides(&self.conf.voters) && decides(&self.conf.voters_outgoing)
+        has_quorum(&self.conf, is_there)
     }
+}
+
+fn has_quorum(conf: &ConfState, is_there: impl Fn(NodeId) -> bool) -> bool {
+    let decides =
+        |half: &[NodeId]| half.is_empty() || 2 * half.iter().filter(|voter| is_there(**voter)).count() > half.len();
+    decides(&conf.voters) && decides(&conf.voters_outgoing)
 }
 
 fn newcomer(process: &Process) -> Option<Change> {

@@ -51,8 +51,8 @@ fn an_edition_keeps_its_plans() {
     };
     assert_eq!((drawn(1), drawn(2)), (0xb459eed0f8dba80b, 0x9b62ac3fbbe5ea9b));
     assert_eq!(
-        (drawn(3), drawn(4), drawn(plan::EDITION)),
-        (drawn(2), 0x00c66fb9b10e60f9, 0x896d93506a4cbdf3),
+        (drawn(3), drawn(4), drawn(5), drawn(plan::EDITION)),
+        (drawn(2), 0x00c66fb9b10e60f9, 0x896d93506a4cbdf3, 0),
         "a new edition wants a line of its own here"
     );
 }
@@ -68,6 +68,8 @@ fn deliberate_bugs_are_found() {
         (Mutant::LoseWaiters, "every await ends"),
         (Mutant::UnboundedSessions, "bounded memory"),
         (Mutant::ForgetSkipped, "commits() is what was applied"),
+        (Mutant::ReuseId, "the members are what the log says"),
+        (Mutant::PromoteStaleLearner, "only voters count"),
     ];
     for (mutant, checker) in expected {
         let found = hunt(mutant, SEEDS_PER_MUTANT).map(|(_, checker)| checker);
