@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 from ._errors import ConfigError, shown
 from ._members import check_id, check_reachable
@@ -140,7 +140,7 @@ def _checked(metadata: object) -> dict[str, str] | None:
     if not isinstance(metadata, Mapping):
         raise wrong
     checked: dict[str, str] = {}
-    for key, value in metadata.items():
+    for key, value in cast("Mapping[Any, Any]", metadata).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise wrong
         try:

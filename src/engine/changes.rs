@@ -58,6 +58,8 @@ pub struct Changes {
     election_ticks: u64,
     /// Ticks for which this node has led members among whom it has no vote in the end.
     outgoing_ticks: u64,
+    /// Ticks for which it has led a joint configuration.
+    joint_ticks: u64,
 }
 
 impl Changes {
@@ -65,7 +67,7 @@ impl Changes {
     pub fn new(election_ticks: usize) -> Self {
         let election_ticks = election_ticks as u64;
         let (held, rounds, joint) = (Vec::new(), BTreeMap::new(), Vec::new());
-        Self { held, rounds, joint, obstacle: None, election_ticks, outgoing_ticks: 0 }
+        Self { held, rounds, joint, obstacle: None, election_ticks, outgoing_ticks: 0, joint_ticks: 0 }
     }
 
     /// Takes in a change of `from`. `false` if there are too many.
@@ -108,6 +110,16 @@ impl Changes {
     /// Nobody has taken over from such a leader in two election timeouts.
     pub fn outgoes_in_vain(&self) -> bool {
         self.outgoing_ticks > 2 * self.election_ticks
+    }
+
+    /// Another tick in which this node leads a joint configuration, or not.
+    pub fn tick_joint(&mut self, is_joint: bool) {
+        self.joint_ticks = if is_joint { self.joint_ticks + 1 } else { 0 };
+    }
+
+    /// Whoever leaves with the joint configuration has had its time to hear of it.
+    pub fn is_joint_for_long(&self) -> bool {
+        self.joint_ticks > self.election_ticks
     }
 
     /// Takes out those of others that have waited for two election timeouts: they are to hear why.

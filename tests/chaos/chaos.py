@@ -32,7 +32,7 @@ from disks import Disks, build_shim, preload  # noqa: E402
 from faults import CLIENTS, Cluster, Faults  # noqa: E402
 from network import Network  # noqa: E402
 from processes import reserved_addresses  # noqa: E402
-from schedule import Fault, draw  # noqa: E402
+from schedule import Fault, draw, draw_changes  # noqa: E402
 from verdict import agree, check_calls  # noqa: E402
 
 ELECTION_TIMEOUT_S = 0.5
@@ -64,8 +64,10 @@ class Run:
         """Return what is wrong."""
         options = self._options
         schedule = draw(options.seed, options.seconds, options.nodes, ELECTION_TIMEOUT_S)
+        changes = [] if options.static else draw_changes(options.seed, options.seconds, options.nodes)
+        schedule = sorted(schedule + changes, key=lambda fault: fault.at_s)
         (self._folder / "schedule").write_text("".join(f"{fault}\n" for fault in schedule))
-        async with self._cluster() as (cluster, faults):
+        async with self._cluster(newcomers=len(changes)) as (cluster, faults):
             try:
                 await self._disturb(cluster, faults, schedule)
                 reports = await self._recover(cluster)
@@ -73,18 +75,20 @@ class Run:
                 self._problems += _sentences(group)
             else:
                 self._count(cluster, faults, reports[0])
-            self._problems += [fault for process in cluster.all for fault in process.faults()]
+            self._problems += [fault for process in cluster.all + cluster.gone for fault in process.faults()]
         self._judge()
         return self._problems
 
     @contextlib.asynccontextmanager
-    async def _cluster(self) -> AsyncIterator[tuple[Cluster, Faults]]:
-        with reserved_addresses(self._options.nodes) as listening:
+    async def _cluster(self, newcomers: int) -> AsyncIterator[tuple[Cluster, Faults]]:
+        nodes = self._options.nodes
+        with reserved_addresses(nodes + newcomers) as listening:
             network = Network(listening, random.Random(f"network {self._options.seed}"))
-            members = await network.start()
+            doors = await network.start()
             cluster = Cluster(
                 self._folder,
-                members,
+                doors,
+                nodes,
                 self._options.seed,
                 SETTINGS | {"listen": listening},
                 histories=self._histories,
@@ -95,7 +99,7 @@ class Run:
                 await cluster.ask(cluster.all, "ready")
                 yield cluster, Faults(cluster, network, Disks(self._folder))
             finally:
-                running = cluster.running
+                running = [process for process in cluster.all + cluster.gone + cluster.coming if process.is_running]
                 for process in running:
                     process.send_signal(signal.SIGCONT)
                     process.send_kill()
@@ -138,6 +142,8 @@ class Run:
     def _count(self, cluster: Cluster, faults: Faults, report: dict[str, Any]) -> None:
         ends, problems = check_calls(self._histories, report, cluster.killed)
         self._problems += problems
+        if report["votes"] != {str(process.number): True for process in cluster.all}:
+            self._problems.append(f"the members are others than they should be: {report['votes']}")
         if ends["ok"] < ANSWERED_PER_S_MIN * self._options.seconds:
             self._problems.append(f"only {ends['ok']} calls were answered: this run shows nothing")
         term = max(newest.term for process in cluster.all for newest in process.leaderships)
@@ -145,7 +151,7 @@ class Run:
             f"chaos: {self._options.nodes} nodes with {CLIENTS} clients each, {self._options.seconds:g} s, "
             f"seed {self._options.seed}: {ends.total():,} calls ({_listed(ends)}), "
             f"{faults.happened.total()} faults ({_listed(faults.happened)}), "
-            f"{sum(process.starts for process in cluster.all)} starts, "
+            f"{sum(process.starts for process in cluster.all + cluster.gone)} starts, "
             f"term {term}, log through {report['index']:,}"
         )
 
@@ -180,6 +186,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=600.0, help="of faults")
     parser.add_argument("--nodes", type=int, default=3, choices=(3, 5, 7))
     parser.add_argument("--seed", default=str(random.SystemRandom().randrange(10**9)))
+    parser.add_argument("--static", action="store_true", help="the members stay what they are")
     parser.add_argument("--judge", type=pathlib.Path, default=JUDGE, help="the example `sim`, built")
     parser.add_argument(
         "--break",

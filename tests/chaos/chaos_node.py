@@ -38,7 +38,7 @@ class Served(Replica):
         self._objects = machine
         self._breaks = ""
         self._seen: dict[int, int] = {}
-        self._skills["probe"] = self._probe
+        self._skills |= {"probe": self._probe, "change": self._change_members, "replace": self._replace}
 
     async def _start_load(self, in_flight: int, history: str = "", breaks: str = "") -> None:
         """Begin; `breaks` names what the clients are to do wrong, and get caught at."""
@@ -70,7 +70,7 @@ class Served(Replica):
             return ["read"]
         # Values are told apart by the call that wrote them.
         node, start = map(int, self._incarnation.split("."))
-        value = (start * 10 + node) * 10_000_000 + self._history.calls
+        value = (start * 1000 + node) * 10_000_000 + self._history.calls
         match kind(key), self._random.randrange(3):
             case "register", 0:
                 return ["cas", self._seen.get(key, NOTHING), value]
@@ -115,6 +115,15 @@ class Served(Replica):
                 raise
             return await self._node.propose(command, timeout=PROBE_S)
 
+    # Members
+
+    async def _change_members(self, what: str, patience_s: float, **arguments: Any) -> None:
+        change: type[Any] = getattr(aioraft, what)
+        await self._node.change_members([change(**arguments)], timeout=patience_s)
+
+    async def _replace(self, old: int, new: int, address: str, patience_s: float) -> None:
+        await self._node.replace(old, new, address, timeout=patience_s)
+
     # At the end
 
     async def _probe(self) -> None:
@@ -132,6 +141,7 @@ class Served(Replica):
             "applied": self._objects.applied.dump(),
             "doubled": self._objects.doubled,
             "index": self._objects.last_index,
+            "votes": {str(number): member.votes for number, member in self._node.members().items()},
         }
 
 

@@ -21,11 +21,14 @@ KINDS = (
     "failed disk",
 )
 KINDS_AT_ONCE = 4
+CHANGES = ("replaced", "removed", "demoted")
+"""What happens to members, beside the faults: another node takes a seat, at once or after a while; or a vote goes, for a
+while."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """One fault. Which of the fields count, its kind decides."""
+    """One fault. Which of the fields count, its kind decides. Nodes are named by their seats, which others may take."""
 
     at_s: float
     kind: str
@@ -67,6 +70,21 @@ def draw(seed: str, seconds: float, nodes: int, election_timeout_s: float) -> li
             at_s += chance.uniform(0.0, 2 * every_s)
         at_s = max(at_s, end_s) + chance.uniform(1.0, 2.0)
     return faults
+
+
+def draw_changes(seed: str, seconds: float, nodes: int) -> list[Fault]:
+    """Return what happens to the members of a run; whatever else goes wrong does so at the same times without it."""
+    chance = random.Random(f"members {seed}")
+    changes: list[Fault] = []
+    deck: list[str] = []
+    at_s = chance.uniform(1.0, 3.0)
+    while at_s < seconds:
+        deck = deck or chance.sample(CHANGES, len(CHANGES))
+        seat = LEADER if chance.random() < 0.3 else chance.randrange(1, nodes + 1)
+        lasts_s = min(chance.uniform(0.0, 3.0), seconds - at_s)
+        changes.append(Fault(at_s, deck.pop(), lasts_s, (seat,)))
+        at_s += chance.uniform(2.0, 8.0)
+    return changes
 
 
 class _Drawing:

@@ -18,7 +18,7 @@ from history import Recorder, read
 from ledger import Ledger
 from network import DIALER, Network
 from objects import NOTHING
-from schedule import KINDS, draw
+from schedule import CHANGES, KINDS, draw, draw_changes
 from verdict import agree, check_calls
 
 DEADLINE_S = 10.0
@@ -37,7 +37,7 @@ A = "1.1"
 def test_a_run_with_clients_that_do_it_wrong_fails(tmp_path: pathlib.Path, breaks: str, found: str) -> None:
     program = pathlib.Path(__file__).with_name("chaos.py")
     broken = subprocess.run(
-        [sys.executable, program, "--seconds", "8", "--seed", LENIENT_SEED, "--break", breaks],
+        [sys.executable, program, "--seconds", "8", "--seed", LENIENT_SEED, "--static", "--break", breaks],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         text=True,
@@ -129,6 +129,15 @@ def test_a_seed_decides_the_schedule_which_holds_faults_of_all_kinds(nodes: int)
             if fault.kind == "frozen":  # long enough for the others to elect, unless the run ends
                 assert fault.seconds >= 2 * ELECTION_TIMEOUT_S or fault.at_s + fault.seconds == SECONDS
     assert draw("1", SECONDS, nodes, ELECTION_TIMEOUT_S) != draw("2", SECONDS, nodes, ELECTION_TIMEOUT_S)
+
+
+def test_a_seed_decides_what_happens_to_the_members_which_is_everything() -> None:
+    for seed in map(str, range(50)):
+        changes = draw_changes(seed, SECONDS, 3)
+        assert changes == draw_changes(seed, SECONDS, 3)
+        assert {change.kind for change in changes} == set(CHANGES)
+        assert all(change.at_s + change.seconds <= SECONDS and change.nodes for change in changes)
+    assert draw_changes("1", SECONDS, 3) != draw_changes("2", SECONDS, 3)
 
 
 @pytest.mark.asyncio

@@ -41,7 +41,7 @@ async def growing(folder: pathlib.Path, seed: int, most: int) -> AsyncIterator[t
     """Three replicas, and those that are to join."""
     with reserved_addresses(3 + most) as free:
         async with three_of_kind(Managing, folder, seed) as processes:
-            newcomers = []
+            newcomers: list[Process] = []
             founders = {process.number: ":".join(map(str, process.address)) for process in processes.all}
             for number in range(4, 4 + most):
                 members = founders | {number: free[number]}

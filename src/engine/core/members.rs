@@ -167,19 +167,35 @@ impl Engine {
             self.transfers.step_aside(conf.voters.iter().copied().collect());
             return;
         }
+        if self.is_anybody_unaware(conf) && !self.changes.is_joint_for_long() {
+            return;
+        }
         let mut entry = Entry::default();
         entry.set_entry_type(EntryType::EntryConfChangeV2);
         // Refused for a moment at most: it is tried again in the next round.
         self.append_entries(vec![entry]);
     }
 
+    /// Somebody who leaves for good does not know that the joint configuration is entered. Nobody sends it the log once that
+    /// is left, and it would never learn what became of a change that it has asked for itself.
+    fn is_anybody_unaware(&self, conf: &ConfState) -> bool {
+        let stays =
+            |id: &NodeId| [&conf.voters, &conf.learners, &conf.learners_next].iter().any(|ids| ids.contains(id));
+        let gone = conf.voters_outgoing.iter().filter(|id| **id != self.id && !stays(id));
+        let entered = self.membership().version;
+        let mut progress = gone.filter_map(|id| self.raw.raft.prs().get(*id));
+        progress.any(|progress| progress.recent_active && progress.committed_index < entered)
+    }
+
     /// A tick has passed in which this node may lead a configuration that it has no vote in afterwards.
     pub(super) fn tick_members(&mut self) {
         self.changes.tick();
         if self.raw.raft.state != StateRole::Leader {
+            self.changes.tick_joint(false);
             return self.changes.tick_outgoing(false);
         }
         let conf = self.conf_state();
+        self.changes.tick_joint(!conf.voters_outgoing.is_empty());
         self.changes.tick_outgoing(!conf.voters.contains(&self.id));
         // Nobody took over: the others elect one of them (rule M2).
         if self.changes.outgoes_in_vain() && !conf.voters_outgoing.contains(&self.id) {

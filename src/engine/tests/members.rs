@@ -281,6 +281,32 @@ fn several_changes_at_once_go_through_a_joint_configuration_that_is_left_whoever
 }
 
 #[test]
+fn who_leaves_with_a_joint_configuration_hears_of_it_before_unless_it_is_away() {
+    for comes_back in [true, false] {
+        let mut world = World::led_by(1, 3);
+        world.join(4);
+        world.changed(1, 10, &[add(4)]);
+        world.change(3, 11, &[Change::Promote(4), Change::Remove(3)]);
+        world.poll(3);
+        let packets = std::mem::take(&mut world.network);
+        packets.into_iter().for_each(|(from, to, packet)| world.deliver(from, to, packet));
+        world.isolate(3);
+        world.tick(2);
+        assert!(!world.conf(1).voters_outgoing.is_empty(), "it is waited for");
+        if comes_back {
+            world.heal();
+            world.tick(2);
+            let Machine { engine, changed, .. } = world.machine(3);
+            let joint = engine.finish_joint();
+            let is_known = joint.iter().any(|effect| matches!(effect, Effect::Changed { token: 11, .. }));
+            assert!(*changed == [(11, vec![4, 3])] || is_known);
+        }
+        world.tick(2 * ELECTION_TICKS);
+        assert_eq!(world.voters(1), (vec![1, 2, 4], vec![]));
+    }
+}
+
+#[test]
 fn a_joint_configuration_keeps_all_its_parts_through_a_snapshot_and_a_restart() {
     let mut world = World::led_by(1, 3);
     world.join(4);
