@@ -14,6 +14,7 @@ use crate::engine::changes::Waiter;
 use crate::engine::command::Command;
 use crate::engine::formation::Identities;
 use crate::engine::membership::{check_changes, decode_changes, encode_changes, Change, Membership, Plan, Unfit};
+use crate::engine::persist::Persist;
 use crate::engine::session::Verdict;
 use crate::engine::time::Now;
 use crate::engine::{Effect, Failure, Fault, NodeId, Token};
@@ -302,6 +303,10 @@ impl Engine {
     }
 
     fn members_changed(&mut self) {
+        // That it is committed is otherwise saved without an fsync. Whoever forgot it would count the votes of those who are
+        // gone, and may be the only one left.
+        let hard_state = Some(self.raw.store().hard_state().clone());
+        self.effects.push(Effect::Persist(Persist { hard_state, sync: true, ..Default::default() }));
         self.effects.push(Effect::Membership);
         let raft = &self.raw.raft;
         // raft-rs panics as soon as a leader that it does not know as a member writes.

@@ -400,3 +400,30 @@ fn a_recovery_leaves_one_voter_and_retires_the_rest() {
     assert_eq!(world.machine(1).engine.membership().recoveries(), 1);
     assert_eq!(world.machine(1).engine.membership().retired.intervals(), [(2, 3)]);
 }
+
+#[test]
+fn that_a_change_is_committed_is_fsynced_since_nobody_may_be_left_to_say_so() {
+    let mut world = World::led_by(1, 2);
+    world.change(1, 10, &[Change::Remove(2)]);
+    for _ in 0..10 {
+        world.poll(1);
+        let machine = world.machine(1);
+        let version = machine.engine.membership().version;
+        if machine.engine.conf_state().voters == [1] {
+            let is_saved = |persist: &Persist| {
+                persist.sync && persist.hard_state.as_ref().is_some_and(|hard_state| hard_state.commit >= version)
+            };
+            assert!(machine.unsynced.iter().any(is_saved), "{:?}", machine.unsynced);
+            return;
+        }
+        world.sync(1);
+        let packets = std::mem::take(&mut world.network);
+        packets.into_iter().for_each(|(from, to, packet)| world.deliver(from, to, packet));
+        world.poll(2);
+        world.sync(2);
+        world.poll(2);
+        let packets = std::mem::take(&mut world.network);
+        packets.into_iter().for_each(|(from, to, packet)| world.deliver(from, to, packet));
+    }
+    panic!("node 2 was not removed: {:?}", world.machine(1).engine.status());
+}
