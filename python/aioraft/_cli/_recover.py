@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import sys
+import time
 from typing import TypedDict, cast
 
 from aioraft import RaftError, _core
@@ -73,8 +73,8 @@ Of several directories that are left, take the one with the highest term, and am
 def _when(recovery: _Recovery) -> str:
     if recovery["last_wall_ns"] is None:
         return ""
-    moment = datetime.datetime.fromtimestamp(recovery["last_wall_ns"] / 1e9, tz=datetime.UTC)
-    return f", appended at {moment:%Y-%m-%d %H:%M:%S} UTC"
+    moment = time.gmtime(recovery["last_wall_ns"] / 1e9)
+    return time.strftime(", appended at %Y-%m-%d %H:%M:%S UTC", moment)
 
 
 def _is_confirmed(cluster: str) -> bool:
