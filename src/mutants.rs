@@ -111,8 +111,6 @@ pub enum Mutant {
     NeverLeaveJoint,
     /// A copy of a change of the members takes effect once more.
     RepeatChange,
-    /// A leader without a vote serves reads (rule M2).
-    LeaderWithoutVoteServesReads,
     /// A member's data directory is replaced by another one (rule M1).
     BindAnyIdentity,
 }
@@ -120,7 +118,7 @@ pub enum Mutant {
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 54] = [
+    pub const ALL: [Self; 53] = [
         Self::AcknowledgeBeforeFsync,
         Self::AnswerEmptyReadyAtOnce,
         Self::ConfirmOneTooMany,
@@ -173,7 +171,6 @@ impl Mutant {
         Self::ApplyStrangersCommands,
         Self::NeverLeaveJoint,
         Self::RepeatChange,
-        Self::LeaderWithoutVoteServesReads,
         Self::BindAnyIdentity,
     ];
 }

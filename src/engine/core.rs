@@ -671,7 +671,6 @@ impl Engine {
         }
         // A leader without a vote may have been replaced without a word to it (rule M2).
         let has_vote = raft.state != StateRole::Leader || raft.prs().conf().voters().contains(self.id);
-        let has_vote = has_vote || mutants::on(Mutant::LeaderWithoutVoteServesReads);
         if reachable && has_vote && raft.commit_to_current_term() {
             if let Some(context) = self.reads.start_round() {
                 self.raw.read_index(context);

@@ -159,7 +159,7 @@ impl World {
     }
 
     /// In some worlds a change that is appended, or that takes effect, is the moment at which things go wrong.
-    pub(super) fn trouble_change(&mut self, _: MachineId, process: &mut Process, entries: &[Entry]) {
+    pub(super) fn trouble_change(&mut self, process: &mut Process, entries: &[Entry]) {
         if entries.iter().any(|entry| entry.entry_type == EntryType::EntryConfChangeV2 as i32) {
             self.crash_in_change(process);
         }

@@ -311,7 +311,7 @@ impl World {
                     self.trouble_install(machine, process);
                 }
                 if !persist.entries.is_empty() {
-                    self.trouble_change(machine, process, &persist.entries);
+                    self.trouble_change(process, &persist.entries);
                     self.tell(machine, &Event::Appended { term, entries: &persist.entries });
                 }
                 process.tasks.push(Task::Ready(persist));

@@ -116,9 +116,9 @@ pub struct Figures {
     pub leaders: u64,
     /// Calls for another leader that were answered with one.
     pub transferred: u64,
-    /// Calls for a change of the members that were answered with one, and nodes that were to join.
+    /// Calls for a change of the members that were answered with one.
     pub changes: u64,
-    /// See there.
+    /// Nodes that were started with an empty disk, to join.
     pub joined: u64,
     /// Connections that were refused.
     pub refused: u64,
