@@ -211,7 +211,7 @@ impl Engine {
             reads: Reads::new(settings.id, settings.boot, settings.election_ticks),
             snapshots: Snapshots::new(settings.snapshots, begin, newest),
             stragglers: Stragglers::new(settings.election_ticks),
-            transfers: Transfers::new(settings.id),
+            transfers: Transfers::new(settings.id, settings.election_ticks),
             changes: Changes::new(settings.election_ticks),
             installing: None,
             awaiting_application: VecDeque::new(),

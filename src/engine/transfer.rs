@@ -39,11 +39,15 @@ pub struct Transfers {
     leaves_until: Option<u64>,
     /// This node is to lose its vote, and hands over to one of these before that.
     aside: BTreeSet<NodeId>,
+    election_ticks: usize,
+    /// Ticks for which it does not step aside again. Another one that closes, or steps aside as well, may have given
+    /// leadership back at once: the two would do nothing else.
+    aside_rest_ticks: usize,
 }
 
 impl Transfers {
     /// None under way.
-    pub fn new(id: NodeId) -> Self {
+    pub fn new(id: NodeId, election_ticks: usize) -> Self {
         Self {
             id,
             stage: Stage::Idle,
@@ -52,12 +56,15 @@ impl Transfers {
             committed: 0,
             leaves_until: None,
             aside: BTreeSet::new(),
+            election_ticks,
+            aside_rest_ticks: 0,
         }
     }
 
     /// A tick has passed.
     pub fn tick(&mut self, committed: u64) {
         self.committed = committed;
+        self.aside_rest_ticks = self.aside_rest_ticks.saturating_sub(1);
     }
 
     /// A call for `to` as leader, or for anybody else than this node. Returns what is known at once.
@@ -168,7 +175,7 @@ impl Transfers {
         }
         let raft = &raw.raft;
         let is_leader = raft.state == StateRole::Leader;
-        let leaves = self.leaves_until.is_some() || !self.aside.is_empty();
+        let leaves = self.leaves_until.is_some() || (!self.aside.is_empty() && self.aside_rest_ticks == 0);
         let leaves = leaves && is_leader && self.stage == Stage::Idle;
         if leaves && self.somebody(raw, routes).is_ok() {
             self.stage = Stage::Waiting { term: raw.raft.term };
@@ -176,6 +183,9 @@ impl Transfers {
         if let Stage::Waiting { term } = self.stage {
             if let Some(to) = self.target(raw, routes).filter(|_| leads(raw, term)) {
                 raw.transfer_leader(to);
+                if !self.aside.is_empty() {
+                    self.aside_rest_ticks = self.election_ticks;
+                }
                 self.stage = Stage::Started { term, to };
             }
         }

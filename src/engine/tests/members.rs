@@ -427,3 +427,24 @@ fn that_a_change_is_committed_is_fsynced_since_nobody_may_be_left_to_say_so() {
     }
     panic!("node 2 was not removed: {:?}", world.machine(1).engine.status());
 }
+
+#[test]
+fn a_leader_that_is_to_leave_and_one_that_closes_do_not_hand_over_to_each_other_for_ever() {
+    let mut world = World::led_by(3, 3);
+    world.join(4);
+    world.changed(3, 10, &[add(4)]);
+    world.tick(4);
+    world.isolate(2);
+    let term = |world: &mut World| world.machine(3).engine.raw.raft.term;
+    let before = term(&mut world);
+    // Neither has anybody else to hand over to.
+    world.machine(1).engine.handle_leaving(u64::MAX);
+    world.change(4, 11, &[Change::Remove(3)]);
+    world.tick(4 * ELECTION_TICKS);
+    let terms = term(&mut world) - before;
+    assert!(terms <= 10, "{terms} terms in four election timeouts");
+    world.heal();
+    world.tick(8 * ELECTION_TICKS);
+    assert_eq!(world.machine(4).changed, [(11, vec![3])]);
+    assert_eq!(world.voters(2), (vec![1, 2], vec![4]));
+}
