@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias
 
 from ._errors import ConfigError, shown
 from ._members import check_id, check_reachable
@@ -22,7 +22,7 @@ __all__ = [
     "encode",
 ]
 
-Encoded: TypeAlias = "tuple[str, int, str, dict[str, str] | None]"
+Encoded: TypeAlias = tuple[str, int, str, dict[str, str] | None]
 """What `Core.change_members` takes: what is done, to whom, and what is known of it."""
 
 
@@ -131,7 +131,7 @@ def encode(change: Change) -> Encoded:
             )
 
 
-def _checked(metadata: object) -> dict[str, str] | None:
+def _checked(metadata: Mapping[str, str] | None) -> dict[str, str] | None:
     if metadata is None:
         return None
     wrong = ConfigError(
@@ -140,7 +140,7 @@ def _checked(metadata: object) -> dict[str, str] | None:
     if not isinstance(metadata, Mapping):
         raise wrong
     checked: dict[str, str] = {}
-    for key, value in cast("Mapping[Any, Any]", metadata).items():
+    for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise wrong
         try:
