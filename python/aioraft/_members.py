@@ -9,7 +9,16 @@ from collections.abc import Mapping
 
 from ._errors import ConfigError, shown
 
-__all__ = ["check_cluster", "check_data_dir", "check_id", "check_members", "check_reachable", "parse_address"]
+__all__ = [
+    "canonical",
+    "check_cluster",
+    "check_data_dir",
+    "check_id",
+    "check_members",
+    "check_reachable",
+    "is_utf8",
+    "parse_address",
+]
 
 _NAME = re.compile(r"(?=.{1,253}\Z)(?!-)[A-Za-z0-9_-]{1,63}(\.(?!-)[A-Za-z0-9_-]{1,63})*\.?\Z")
 _PORT = re.compile(r"[0-9]{1,5}\Z")
@@ -85,7 +94,7 @@ def check_members(node_id: int, members: Mapping[int, str]) -> dict[int, str]:
     for key, address in members.items():
         member = check_id("a key of members", key)
         host, port = check_reachable(f"members[{member}]", address)
-        where = (_canonical(host), port)
+        where = (canonical(host), port)
         if where in owners:
             raise ConfigError(
                 f"members[{member}] = {shown(address)} is the address of member {owners[where]} as well: "
@@ -103,7 +112,7 @@ def check_members(node_id: int, members: Mapping[int, str]) -> dict[int, str]:
 
 def check_cluster(name: object) -> str:
     """Return `name` if it can name a cluster."""
-    if not isinstance(name, str) or not _is_utf8(name) or not 1 <= len(name.encode()) <= _MAX_CLUSTER_BYTES:
+    if not isinstance(name, str) or not is_utf8(name) or not 1 <= len(name.encode()) <= _MAX_CLUSTER_BYTES:
         raise ConfigError(f"cluster = {shown(name)}: it must be a text of 1 to {_MAX_CLUSTER_BYTES} bytes in UTF-8")
     return name
 
@@ -113,7 +122,7 @@ def check_data_dir(data_dir: str | os.PathLike[str] | None) -> str | None:
     if data_dir is None:
         return None
     path = os.fspath(data_dir) if isinstance(data_dir, (str, os.PathLike)) else None
-    if not isinstance(path, str) or not path or "\0" in path or not _is_utf8(path):
+    if not isinstance(path, str) or not path or "\0" in path or not is_utf8(path):
         raise ConfigError(
             f"data_dir = {shown(data_dir)}: it must be the path of a directory, as text, or None for a log in memory"
         )
@@ -127,7 +136,8 @@ def _is_ip(host: str, *, version: int) -> bool:
         return False
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Whether `text` can be written in UTF-8: not with a lone surrogate in it."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -135,7 +145,8 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _canonical(host: str) -> str:
+def canonical(host: str) -> str:
+    """Return `host` as it is compared: one text for one name or address, however it is written."""
     try:
         return str(ipaddress.ip_address(host))
     except ValueError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
-import secrets
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
@@ -57,6 +56,33 @@ class Node(ChangesMembers, Generic[R]):
     itself (a failed disk, say) every call raises `FatalError`; once it is closed, `NodeClosedError`.
     """
 
+    @overload
+    def __init__(
+        self,
+        *,
+        id: int,
+        members: Mapping[int, str],
+        data_dir: str | os.PathLike[str] | None,
+        state_machine: StateMachine[R],
+        listen: str | socket.socket | None = ...,
+        advertise: str | None = ...,
+        cluster: str = ...,
+        config: Config | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        *,
+        name: str,
+        seeds: Sequence[str],
+        bootstrap_expect: int,
+        data_dir: str | os.PathLike[str] | None,
+        state_machine: StateMachine[R],
+        listen: str | socket.socket | None = ...,
+        advertise: str | None = ...,
+        cluster: str = ...,
+        config: Config | None = ...,
+    ) -> None: ...
     def __init__(
         self,
         *,
@@ -82,18 +108,21 @@ class Node(ChangesMembers, Generic[R]):
           that lists itself beside a cluster waits until that has added it (`add_learner`). Names are looked up again at
           each reconnect.
         - `name`: of this node alone, such as a pod's. What is in `data_dir` says which node it is; without that, a
-          cluster that answers at the seeds gives it an id, it catches up and gets a vote; the former member of its name,
-          whose disk is lost, leaves.
-        - `seeds`: addresses to ask, the same on all nodes.
-        - `bootstrap_expect`: so many of the seeds, the first ones, found the cluster if none answers: once, all together.
+          cluster that answers at the seeds gives it an id, it catches up and gets a vote. The former member of its
+          name, whose disk is lost, leaves then.
+        - `seeds`: addresses to ask, the same on all nodes, in the same order. Names that stay, such as a pod's, not
+          addresses that change.
+        - `bootstrap_expect`: so many of the seeds, the first ones, found the cluster if none answers: once, all
+          together, however often each is started meanwhile. 3 is usual. With 1 a node that has lost its disk and
+          reaches none of the others founds another cluster: for trials.
         - `data_dir`: a directory of this node's own, made if it is missing. None keeps the log in memory, for tests
           and demos: what such a node knew is gone when it stops, and it cannot come back under its id. The other
           members refuse it, because it no longer knows what it voted for and acknowledged.
         - `state_machine`: a fresh instance, for this node only.
         - `listen`: where to accept connections, if not at the node's address in `members`: "host:port" (port 0 lets
           the system choose), or a bound TCP socket, which the node takes over and closes.
-        - `advertise`: the address under which other nodes reach this one, if not the one in `members`, or the seed whose
-          host is `name`, or begins with it.
+        - `advertise`: the address under which other nodes reach this one, if not the one in `members`, or the seed
+          whose host is `name`, or begins with it.
         - `cluster`: a name; nodes of another cluster are refused.
         """
         if config is None:
@@ -105,18 +134,24 @@ class Node(ChangesMembers, Generic[R]):
         self._cluster = check_cluster(cluster)
         self._data_dir = check_data_dir(data_dir)
         self._seeds: Seeds | None = None
+        self._finding: asyncio.Task[Place] | None = None
         if name is None and seeds is None and bootstrap_expect is None:
+            if id is None and members is None:
+                raise ConfigError(
+                    "a node needs id= and members=, or else name=, seeds= and bootstrap_expect=, with which it finds "
+                    "its place"
+                )
             self._id = check_id("id", id)
             self._members = check_members(self._id, {} if members is None else members)
             own = self._members[self._id]
         elif id is None and members is None:
             self._seeds = check_seeds(name, seeds, bootstrap_expect, advertise=advertise, cluster=cluster)
-            self._id, self._members = 0, {}  # known when it has started
+            self._id, self._members = 0, {}  # known when it has found its place
             own = advertise = self._seeds.advertise
         else:
             raise ConfigError(
-                "id= and members= name the nodes of a cluster by hand; name=, seeds= and bootstrap_expect= let a node find "
-                "its place: give the one or the other"
+                "id= and members= name the nodes of a cluster by hand; name=, seeds= and bootstrap_expect= let a node "
+                "find its place: give the one or the other"
             )
         self._listen = check_listen(own if listen is None else listen)
         self._advertise = advertise
@@ -137,17 +172,18 @@ class Node(ChangesMembers, Generic[R]):
     async def start(self) -> None:
         """Open the log, replay it, and listen. Returns when it listens; await `ready` for a leader.
 
-        A node with a `name` returns when it has its place: when it belongs to the cluster and knows of a leader. Until the
-        founders have met, or a cluster has taken it in, it goes on asking the seeds; `asyncio.timeout` bounds that.
+        A node with a `name` returns when it has its place: when it belongs to the cluster and knows of a leader. Until
+        the founders have met, or a cluster has taken it in, it goes on asking the seeds; `asyncio.timeout` bounds that.
 
         Raises `ConfigError` if the arguments are wrong in a way that shows only now (the address cannot be had, or may
         not be used without TLS; the data directory is another node's, in use, or of a cluster with other members), and
-        `FatalError` if the log cannot be opened or written. Cancelled or failed, it leaves nothing open.
+        `FatalError` if the log cannot be opened or written. Cancelled or failed, it leaves nothing open. While it had
+        no place yet it may be called again; later on a new Node with a fresh state machine is needed.
         """
         if self._closing:
-            raise NodeClosedError(f"node {self._id} is closed: make a new Node with a fresh state machine")
+            raise NodeClosedError(f"{self._who} is closed: make a new Node with a fresh state machine")
         if self._starting or self._running is not None:
-            raise RaftError(f"node {self._id} has been started already: start it once, or use `async with` alone")
+            raise RaftError(f"{self._who} has been started already: start it once, or use `async with` alone")
         self._starting = True
         try:
             bound = await bind(self._listen, insecure=self._config.insecure)
@@ -168,25 +204,43 @@ class Node(ChangesMembers, Generic[R]):
 
     async def _find_place(self, bound: socket.socket, seeds: Seeds) -> None:
         """Start as the node that this one is, or becomes."""
-        identity = secrets.randbits(128)
-        place = await seeds.recorded(self._data_dir) or await seeds.ask(identity) or seeds.founder(identity)
-        place = place or await seeds.join(identity)
-        await self._start_core(bound, place)
+        place = await self._found_place(seeds)
         try:
-            # A founder that has lost its disk may find a cluster without it meanwhile, and becomes a new member of that.
+            await self._start_core(bound, place)
+            # A founder that has lost its disk may find a cluster meanwhile, and becomes a new member of that.
             other = await seeds.leader_or_place(self._core, place)
             if other is not None:
                 await self._core.close(0)
                 await self._start_core(bound, other)
                 await seeds.leader_or_place(self._core, other)
-        except BaseException:
+        except BaseException as error:
             self._closing = True
-            await _to_the_end(self._core.close(0))
+            if self._running is not None:
+                await _to_the_end(self._running.close(0))
+            if isinstance(error, NodeClosedError):
+                raise self._closed_early() from None
             raise
+
+    async def _found_place(self, seeds: Seeds) -> Place:
+        if self._closing:
+            raise self._closed_early()
+        self._finding = asyncio.create_task(seeds.find(self._data_dir))
+        try:
+            return await self._finding
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closing and task is not None and not task.cancelling():
+                raise self._closed_early() from None  # it was `aclose` that cancelled the search
+            raise
+        finally:
+            self._finding = None
+
+    def _closed_early(self) -> NodeClosedError:
+        return NodeClosedError(f"{self._who} was closed while it started")
 
     async def _start_core(self, bound: socket.socket, place: Place | None) -> None:
         if self._closing:
-            raise NodeClosedError(f"node {self._id} was closed while it started")
+            raise self._closed_early()
         joins = None
         if place is not None:
             self._id, self._members = place.id, place.members
@@ -228,11 +282,20 @@ class Node(ChangesMembers, Generic[R]):
         4. The log is written and closed, and the peers are told.
 
         With `close_timeout` = 0 it closes at once. May be called again, and at once by several tasks: all return when
-        the node is closed. Cancelled, it stops waiting, and the node closes all the same. A call of `apply` that is
-        running is waited for; what is not applied by then will be after the next start.
+        the node is closed. Cancelled, it stops waiting, and the node closes all the same. A `start` that is under way
+        raises `NodeClosedError`. A call of `apply` that is running is waited for; what is not applied by then will be
+        after the next start.
         """
+        finding = self._finding
+        if finding is not None and finding.get_loop() is not asyncio.get_running_loop():
+            raise WrongLoopError(
+                f"{self._who} starts in another event loop than the one that runs here: close it there"
+            )
         closed = None if self._running is None else self._running.close(self._config.close_timeout)
         self._closing = True  # not before: a call from a wrong place has raised, and changes nothing
+        if finding is not None:
+            finding.cancel()
+            await asyncio.wait([finding])
         if closed is not None:
             await closed
 
@@ -405,7 +468,7 @@ class Node(ChangesMembers, Generic[R]):
                     await core.wait_leadership(version)
         except TimeoutError as error:
             raise ReadTimeoutError(
-                f"node {self._id} heard of no leader within {seconds} s: {_trouble(self.status())}"
+                f"{self._who} heard of no leader within {seconds} s: {_trouble(self.status())}"
             ) from error
 
     async def transfer_leader(self, to: int | None = None, *, timeout: Timeout = DEFAULT_TIMEOUT) -> int:
@@ -456,7 +519,9 @@ class Node(ChangesMembers, Generic[R]):
 
     @property
     def id(self) -> int:
-        """This node's id."""
+        """This node's id. One with a `name` has it once it is started; `NodeClosedError` before."""
+        if self._id == 0:
+            raise self._not_running()
         return self._id
 
     @property
@@ -478,7 +543,7 @@ class Node(ChangesMembers, Generic[R]):
 
     def __repr__(self) -> str:
         """Name the node and where it listens, or why it does not."""
-        return f"<aioraft.Node {self._id} of {self._cluster!r}: {self._where()}>"
+        return f"<aioraft.Node {self._who.removeprefix('node ')} of {self._cluster!r}: {self._where()}>"
 
     def _where(self) -> str:
         try:
@@ -490,6 +555,11 @@ class Node(ChangesMembers, Generic[R]):
         if self._closing:
             return "closed"
         return self._address or "not started"
+
+    @property
+    def _who(self) -> str:
+        """What errors call this node, which may have no id yet."""
+        return f"node {self._id}" if self._seeds is None or self._id else f"node {self._seeds.name!r}"
 
     @property
     def _core(self) -> Core:
@@ -513,8 +583,8 @@ class Node(ChangesMembers, Generic[R]):
 
     def _not_running(self) -> NodeClosedError:
         if self._closing:
-            return NodeClosedError(f"node {self._id} is closed")
-        return NodeClosedError(f"node {self._id} is not started: use `async with node:` or `await node.start()` first")
+            return NodeClosedError(f"{self._who} is closed")
+        return NodeClosedError(f"{self._who} is not started: use `async with node:` or `await node.start()` first")
 
 
 def _trouble(status: Status) -> str:

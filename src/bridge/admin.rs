@@ -38,6 +38,8 @@ const LOOK: Duration = Duration::from_millis(50);
 pub struct AdminClient {
     address: String,
     cluster: String,
+    /// Nobody waits for its calls any more.
+    is_given_up: Arc<AtomicBool>,
 }
 
 #[pymethods]
@@ -45,7 +47,12 @@ impl AdminClient {
     #[new]
     #[pyo3(signature = (address: "str", *, cluster: "str"))]
     fn new(address: String, cluster: String) -> Self {
-        Self { address, cluster }
+        Self { address, cluster, is_given_up: Arc::default() }
+    }
+
+    /// End the calls under way, on whichever threads, within a moment; each raises `AdminError`.
+    fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::Relaxed);
     }
 
     /// How the node is: figures under the names of `aioraft.Status`, and its "cluster", "address", "version" and "trouble".
@@ -123,8 +130,7 @@ impl AdminClient {
             PyValueError::new_err(format!("timeout = {timeout}: it must be a number of seconds above 0"))
         })?;
         let call = Call { address: self.address.clone(), cluster: self.cluster.clone(), ask, timeout };
-        let is_given_up = Arc::new(AtomicBool::new(false));
-        let given_up = Arc::clone(&is_given_up);
+        let given_up = Arc::clone(&self.is_given_up);
         let (sender, mut receiver) = sync_channel(1);
         let thread = std::thread::Builder::new().name("aioraft-admin".into()).spawn(move || {
             // Whoever asked may have given up.
@@ -136,9 +142,10 @@ impl AdminClient {
             match py.detach(move || waiting.recv_timeout(LOOK)) {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) => return Err(raised(error)),
-                Err(RecvTimeoutError::Timeout) => py.check_signals().inspect_err(|_| {
-                    is_given_up.store(true, Ordering::Relaxed);
-                })?,
+                Err(RecvTimeoutError::Timeout) if self.is_given_up.load(Ordering::Relaxed) => {
+                    return Err(AdminError::new_err(("it was given up", "lost")));
+                }
+                Err(RecvTimeoutError::Timeout) => py.check_signals().inspect_err(|_| self.give_up())?,
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(RaftError::new_err("the thread that asked the node panicked: please report this"));
                 }

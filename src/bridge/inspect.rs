@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use raft::eraftpb::ConfState;
 
-use super::errors::RaftError;
+use super::errors::{ConfigError, FatalError, RaftError};
 use super::hints::Figures;
 use crate::driver::identity::NodeRecord;
 use crate::driver::inspect::{GuardReport, LogReport, Report};
@@ -29,12 +29,16 @@ pub fn inspect<'py>(py: Python<'py>, data_dir: PathBuf) -> PyResult<Figures<'py>
 /// Whose data directory it is: "id", "cluster", "identity" and "stage" of its node; None if no node has been started there.
 /// Private.
 ///
-/// Without the GIL. Raises RaftError if it cannot be read.
+/// Without the GIL. Raises what the start of a node there raises: ConfigError if it can be no data directory, FatalError if
+/// it cannot be read.
 #[pyfunction]
 #[pyo3(signature = (data_dir: "str"))]
 pub fn recorded<'py>(py: Python<'py>, data_dir: PathBuf) -> PyResult<Option<Figures<'py>>> {
     let record = py.detach(|| crate::driver::inspect::recorded(&data_dir));
-    let record = record.map_err(|error| RaftError::new_err(error.to_string()))?;
+    let record = record.map_err(|error| match error.is_misconfiguration() {
+        true => ConfigError::new_err(error.to_string()),
+        false => FatalError::new_err(error.to_string()),
+    })?;
     record.map(|record| node_to_dict(py, &record).map(Figures)).transpose()
 }
 

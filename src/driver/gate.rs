@@ -256,6 +256,13 @@ impl transport::Gate for Gate {
         Ok(())
     }
 
+    fn is_replaced(&self, peer: NodeId) -> bool {
+        let members = self.members.borrow();
+        let all = &members.formation.membership().members;
+        let Some(address) = all.get(&peer).map(|member| &member.address) else { return false };
+        !address.is_empty() && all.iter().any(|(id, member)| *id != peer && member.address == *address)
+    }
+
     /// An unformed node takes no part, as it takes none in votes (rule M1).
     fn admit_snapshot(&self, from: NodeId, name: &SnapshotName) -> Result<(), Refusal> {
         let members = self.members.borrow();
@@ -441,6 +448,18 @@ mod tests {
         gate.admin_from = AdminFrom::Anywhere;
         assert_eq!(code(&gate, &tool, false), Ok(()));
         assert_eq!(code(&gate, &other, false), Err(RefusalCode::Cluster));
+    }
+
+    #[test]
+    fn whoever_left_its_address_to_another_member_is_replaced() {
+        let gate = formed();
+        let mut membership = gate.members.borrow().formation.membership().clone();
+        for (id, address) in [(2, "host:2"), (3, ""), (4, "host:2"), (5, "")] {
+            membership.members.entry(id).or_default().address = address.into();
+        }
+        gate.members.borrow_mut().formation.set_membership(membership);
+        let replaced = (1..=6).filter(|id| transport::Gate::is_replaced(&gate, *id)).collect::<Vec<_>>();
+        assert_eq!(replaced, [2, 4], "the log need not say where a member is, and then it says nothing of others");
     }
 
     #[test]

@@ -126,8 +126,8 @@ struct Node {
     told_durable: u64,
     warned_unformed: Instant,
     reported: Instant,
-    /// A change of the members that this node makes by itself is under way.
-    own_change: bool,
+    /// So many changes of the members that this node makes by itself are under way; closing does not wait for them.
+    own_changes: usize,
     /// Removed members that are still connected, and until when.
     leaving: BTreeMap<NodeId, Instant>,
     /// Calls of the application that want this node itself removed, and nothing else.
@@ -188,7 +188,7 @@ impl Node {
             told_durable: 0,
             warned_unformed: now,
             reported: now,
-            own_change: false,
+            own_changes: 0,
             leaving: BTreeMap::new(),
             removing: BTreeSet::new(),
             admin_calls: AdminCalls::default(),
@@ -287,7 +287,8 @@ impl Node {
         if let Some(ended) = self.members.borrow().ended() {
             return Err(ended.into());
         }
-        let drained = self.closing.is_some_and(|until| !self.engine.has_pending_calls() || Instant::now() >= until);
+        let is_busy = self.engine.has_pending_calls_beside(self.own_changes);
+        let drained = self.closing.is_some_and(|until| !is_busy || Instant::now() >= until);
         Ok(if drained { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     }
 
@@ -763,7 +764,7 @@ impl Node {
 
     fn run_effect(&mut self, effect: Effect) {
         if let Effect::Changed { token: membership::OWN, .. } | Effect::Failed { token: membership::OWN, .. } = effect {
-            self.own_change = false;
+            self.own_changes = self.own_changes.saturating_sub(1);
             return;
         }
         let Some(effect) = self.answer_tool(effect) else { return };

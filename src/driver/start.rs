@@ -133,10 +133,15 @@ pub fn resume(options: &Options, opened: Opened, drawn: &Drawn) -> Result<Resume
     let stored = node_records.get(identity::KEY).map(Vec::as_slice);
     // One that was to found a cluster, has promised nothing yet, and joins another: it begins anew.
     let begins_anew = options.joins.as_ref().is_some_and(|joins| joins.identity.is_some());
-    let stored = stored.filter(|record| !(begins_anew && identity::is_unformed(record)));
+    let former = stored.filter(|record| begins_anew && identity::is_unformed(record));
+    let stored = stored.filter(|_| former.is_none());
     let dir = || options.data_dir.as_ref().map(|dir| dir.display().to_string()).unwrap_or_default();
-    let record = NodeRecord::boot(stored, options.id, &options.cluster, drawn);
-    let record = record.map_err(|source| StartError::Record { dir: dir(), source })?;
+    let damaged = |source| StartError::Record { dir: dir(), source };
+    let mut record = NodeRecord::boot(stored, options.id, &options.cluster, drawn).map_err(damaged)?;
+    if let Some(former) = former {
+        // The directory's identity may stay, and then its starts go on being counted (rule S2).
+        record.boot += NodeRecord::read(former).map_err(damaged)?.boot;
+    }
     check_members(options, &record.stage)?;
     let mut batch = Batch { sync: true, node_records: vec![record.as_stored()], ..Default::default() };
     let state = match groups.remove(&APPLICATION_GROUP) {

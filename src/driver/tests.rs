@@ -481,6 +481,22 @@ fn a_node_that_joins_by_its_name_gets_an_id_and_a_vote_and_takes_the_place_of_it
 }
 
 #[test]
+fn s2_a_directory_that_takes_another_id_before_it_belongs_to_a_cluster_goes_on_counting_its_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    let nobody = (1..=3).map(|id| (id, format!("127.0.0.1:{id}"))).collect::<BTreeMap<_, _>>();
+    for (boot, id) in [(1, 1), (2, 1), (3, 2), (4, 1)] {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let start = Options {
+            data_dir: Some(dir.path().join("node")),
+            ..named(id, "app-0", Some(0xa), options(id, &nobody, Listen::Socket(socket), Some(dir.path())))
+        };
+        Host::start(start).close();
+        let record = inspect::recorded(&dir.path().join("node")).unwrap().unwrap();
+        assert_eq!((record.id, record.boot, record.identity), (id, boot, 0xa));
+    }
+}
+
+#[test]
 fn m3_a_cluster_that_lost_its_quorum_goes_on_from_one_directory_and_the_others_are_out() {
     let dir = tempfile::tempdir().unwrap();
     let (mut hosts, members) = cluster(3, Some(dir.path()));

@@ -452,9 +452,14 @@ impl Engine {
 
     /// Calls of the application that wait for something, or a hand-over of a leader that leaves.
     pub fn has_pending_calls(&self) -> bool {
+        self.has_pending_calls_beside(0)
+    }
+
+    /// The same beside so many changes of the members that nobody waits for.
+    pub fn has_pending_calls_beside(&self, own: usize) -> bool {
         let waits = !self.awaiting_application.is_empty() || !self.snapshots.is_idle() || !self.transfers.is_idle();
         let waits = waits || !self.changes.joint.is_empty();
-        self.proposals.len() > 0 || !self.reads.is_empty() || waits
+        self.proposals.len() > own || !self.reads.is_empty() || waits
     }
 
     /// Ends every call of the application; the node closes.

@@ -207,6 +207,11 @@ pub trait Gate {
     /// Why not; the tool is told.
     fn admit_admin(&self, hello: &Hello, is_local: bool) -> Result<(), Refusal>;
 
+    /// Whether another member is reached where `peer` was: it has taken its place.
+    fn is_replaced(&self, _peer: NodeId) -> bool {
+        false
+    }
+
     /// Ready when this node will know the admitted start of the other side again, even if it is started again itself.
     /// Nothing of the other side is answered before.
     fn remembered<'a>(&'a self, _hello: &'a Hello) -> Pin<Box<dyn Future<Output = ()> + 'a>> {

@@ -18,9 +18,9 @@ use super::batch::Batch;
 use super::connection::{configure, Connection, End};
 use super::events::{Event, Events};
 use super::greet::Greeted;
-use super::handshake::{Gate, Refusal};
+use super::handshake::{Gate, Refusal, RefusalCode};
 use super::options::Options;
-use super::quiet::Quiet;
+use super::quiet::{Quiet, Turn};
 use super::snapshots::Snapshots;
 use super::wire::WireError;
 use crate::engine::{GroupId, NodeId};
@@ -31,6 +31,12 @@ const BATCH_BYTES_MAX: usize = 1 << 20;
 
 /// Different things said of strangers in a while.
 const SAID_OF_STRANGERS_MAX: usize = 64;
+
+/// Whether a refusal belongs to what happens while members change: one side hears of it before the other. It is a warning
+/// when it has not passed.
+fn may_pass(code: RefusalCode, turn: Turn) -> bool {
+    matches!(code, RefusalCode::NotAMember | RefusalCode::WrongNode) && turn == Turn::First
+}
 
 /// The state of one node's network. No borrow of a cell is held across an await, or while the gate is asked.
 pub(super) struct Peers {
@@ -154,13 +160,16 @@ impl Peers {
     /// Logs and tells that this node and whoever dialled it from `from`, and says that it is `peer`, do not fit.
     pub fn refused_inbound(&self, peer: NodeId, by_us: bool, from: SocketAddr, refusal: &Refusal) {
         let Refusal { code, reason } = refusal.clone();
-        if !self.may_say_of_strangers((peer, by_us, code, &reason)) {
-            return;
-        }
-        if by_us {
-            tracing::warn!(node = self.me, peer, %from, ?code, "refused a connection of node {peer}: {reason}");
-        } else {
-            tracing::warn!(node = self.me, peer, %from, ?code, "node {peer} dialled, and refused this node: {reason}");
+        let turn = self.quiet_of_strangers.borrow_mut().turn((peer, by_us, code, &reason), Instant::now());
+        let Some(turn) = turn else { return };
+        let said = match by_us {
+            true => format!("refused a connection of node {peer}: {reason}"),
+            false => format!("node {peer} dialled, and refused this node: {reason}"),
+        };
+        // Whoever dials the wrong one has something to put right, and warns of it.
+        match may_pass(code, turn) || by_us && code == RefusalCode::WrongNode {
+            true => tracing::info!(node = self.me, peer, %from, ?code, "{said}"),
+            false => tracing::warn!(node = self.me, peer, %from, ?code, "{said}"),
         }
         self.events.push(Event::Refused { peer, by_us, dialled: false, code, reason }, 0);
     }
@@ -175,14 +184,17 @@ impl Peers {
 
     /// Logs and tells that a peer and this node, which dialled it, do not fit.
     pub fn refused(&self, peer: NodeId, by_us: bool, refusal: &Refusal) {
-        if !self.may_say((peer, by_us, refusal.code, &refusal.reason)) {
-            return;
-        }
         let (code, reason) = (refusal.code, refusal.reason.clone());
-        if by_us {
-            tracing::warn!(node = self.me, peer, ?code, "refused to connect to node {peer}: {reason}");
-        } else {
-            tracing::warn!(node = self.me, peer, ?code, "node {peer} refused this node: {reason}");
+        let turn = self.quiet.borrow_mut().turn((peer, by_us, code, &reason), Instant::now());
+        let Some(turn) = turn else { return };
+        let said = match by_us {
+            true => format!("refused to connect to node {peer}: {reason}"),
+            false => format!("node {peer} refused this node: {reason}"),
+        };
+        let is_replaced = code == RefusalCode::WrongNode && self.gate.is_replaced(peer);
+        match may_pass(code, turn) || is_replaced {
+            true => tracing::info!(node = self.me, peer, ?code, "{said}"),
+            false => tracing::warn!(node = self.me, peer, ?code, "{said}"),
         }
         self.events.push(Event::Refused { peer, by_us, dialled: true, code, reason }, 0);
     }

@@ -13,6 +13,15 @@ pub const INTERVAL: Duration = Duration::from_secs(10);
 /// Different things remembered at once, if not otherwise said. When it is full of fresh ones, new ones stay unsaid.
 const REMEMBERED_MAX: usize = 1024;
 
+/// How often something was said of late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Not before, or long ago.
+    First,
+    /// An interval ago: it goes on.
+    Again,
+}
+
 /// Remembers what was said when.
 pub struct Quiet {
     remembered_max: usize,
@@ -34,19 +43,26 @@ impl Quiet {
 
     /// Whether `what` may be said now.
     pub fn may_say(&mut self, what: impl Hash, now: Instant) -> bool {
+        self.turn(what, now).is_some()
+    }
+
+    /// Whether `what` may be said now, and whether it goes on from before.
+    pub fn turn(&mut self, what: impl Hash, now: Instant) -> Option<Turn> {
         let key = self.hasher.hash_one(what);
         let fresh = |said: &Instant| now.duration_since(*said) < INTERVAL;
-        if self.said.get(&key).is_some_and(fresh) {
-            return false;
+        let before = self.said.get(&key).copied();
+        if before.as_ref().is_some_and(fresh) {
+            return None;
         }
         if self.said.len() >= self.remembered_max {
             self.said.retain(|_, said| fresh(said));
             if self.said.len() >= self.remembered_max {
-                return false;
+                return None;
             }
         }
         self.said.insert(key, now);
-        true
+        let goes_on = before.is_some_and(|before| now.duration_since(before) < INTERVAL * 2);
+        Some(if goes_on { Turn::Again } else { Turn::First })
     }
 }
 
@@ -61,7 +77,8 @@ mod tests {
         assert!(quiet.may_say((1, "a"), start));
         assert!(!quiet.may_say((1, "a"), start + INTERVAL / 2));
         assert!(quiet.may_say((2, "a"), start));
-        assert!(quiet.may_say((1, "a"), start + INTERVAL));
+        assert_eq!(quiet.turn((1, "a"), start + INTERVAL), Some(Turn::Again));
+        assert_eq!(quiet.turn((1, "a"), start + INTERVAL * 4), Some(Turn::First));
         for other in 0..2 * REMEMBERED_MAX {
             quiet.may_say(("other", other), start);
         }

@@ -24,6 +24,10 @@ class AdminClient:
         Change the membership, all of it at once; returns the index of the entry that did, and the ids concerned, in that
         order. The changes are as in `Core.change_members`.
         """
+    def give_up(self, /) -> None:
+        """
+        End the calls under way, on whichever threads, within a moment; each raises `AdminError`.
+        """
     def join(self, /, name: "str", identity: "int", address: "str", metadata: "dict[str, str]", timeout: "float") -> tuple[int, dict[int, str]]:
         """
         Ask for a place in the cluster for a node of that name, whose new data directory has that identity; returns its id,
@@ -381,7 +385,8 @@ def recorded(data_dir: "str") -> dict[str, Any] | None:
     Whose data directory it is: "id", "cluster", "identity" and "stage" of its node; None if no node has been started there.
     Private.
 
-    Without the GIL. Raises RaftError if it cannot be read.
+    Without the GIL. Raises what the start of a node there raises: ConfigError if it can be no data directory, FatalError if
+    it cannot be read.
     """
 
 def recover(data_dir: "str", *, foresee: "bool") -> dict[str, Any]:

@@ -17,11 +17,16 @@ def can_build_shim() -> bool:
 
 def build_shim(folder: pathlib.Path) -> pathlib.Path:
     """Compile the library to preload."""
+    return compile_shim("disk_shim", folder)
+
+
+def compile_shim(name: str, folder: pathlib.Path) -> pathlib.Path:
+    """Compile a library to preload; its source stands beside this file."""
     compiler = _compiler()
     assert compiler is not None
-    library = folder / "disk_shim.so"
+    library = folder / f"{name}.so"
     subprocess.run(
-        [compiler, "-O1", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", library, HERE / "disk_shim.c", "-ldl"],
+        [compiler, "-O1", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", library, HERE / f"{name}.c", "-ldl"],
         check=True,
     )
     return library

@@ -142,6 +142,8 @@ def the_status(status: aioraft.Status, peer: aioraft.PeerStatus) -> str:
 async def made() -> None:
     async with aioraft.Node(id=1, members={1: ""}, data_dir=None, state_machine=Stock()) as node:
         assert_type(node, aioraft.Node[int])
+    named = aioraft.Node(name="a", seeds=["a:1"], bootstrap_expect=1, data_dir="data", state_machine=Stock())
+    assert_type(named, aioraft.Node[int])
     async with Cluster(3, Stock) as cluster:
         assert_type(cluster, Cluster[int])
         assert_type(await cluster.leader(), aioraft.Node[int])
@@ -188,5 +190,9 @@ def refused(node: aioraft.Node[int]) -> None:
     node.promote("4")  # type: ignore[arg-type, unused-coroutine] # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
     node.change_members([4])  # type: ignore[list-item, unused-coroutine] # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
     node.propose("text")  # type: ignore[arg-type, unused-coroutine] # pyright: ignore[reportArgumentType, reportUnusedCoroutine]
+    machine = Stock()
+    aioraft.Node(id=1, data_dir=None, state_machine=machine)  # type: ignore[call-overload] # pyright: ignore[reportCallIssue]
+    aioraft.Node(name="a", seeds=["a:1"], data_dir=None, state_machine=machine)  # type: ignore[call-overload] # pyright: ignore[reportCallIssue]
+    aioraft.Node(id=1, name="a", seeds=["a:1"], bootstrap_expect=1, data_dir=None, state_machine=machine)  # type: ignore[call-overload] # pyright: ignore[reportCallIssue]
     aioraft.Config(1.0)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
     aioraft.StateMachine[int]()  # type: ignore[abstract] # pyright: ignore[reportAbstractUsage]

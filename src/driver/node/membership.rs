@@ -25,7 +25,8 @@ pub(super) fn dial(network: &mut Network, members: &Members, listed: &BTreeMap<N
     let membership = members.formation.membership();
     for peer in members.formation.others() {
         let known = membership.members.get(&peer).map(|member| &member.address).filter(|address| !address.is_empty());
-        if let Some(address) = known.or_else(|| listed.get(&peer)) {
+        // Whoever was reached where this node is now is gone.
+        if let Some(address) = known.or_else(|| listed.get(&peer)).filter(|address| **address != members.advertise) {
             network.set_peer(peer, address);
         }
     }
@@ -57,7 +58,8 @@ impl Node {
         let address = |membership: &Membership, id| membership.members.get(id).map(|member| member.address.clone());
         for (id, member) in after.members.iter().filter(|(id, _)| **id != self.id) {
             let is_news = address(&before, id).as_ref() != Some(&member.address);
-            if is_news && !member.address.is_empty() {
+            let is_here = member.address == self.advertised();
+            if is_news && !is_here && !member.address.is_empty() {
                 self.network.set_peer(*id, &member.address);
             }
         }
@@ -87,7 +89,7 @@ impl Node {
             });
             let updates = updates.collect::<Vec<_>>();
             if !updates.is_empty() {
-                self.engine.handle_change(OWN, &updates, deadline_ns);
+                self.change_own(&updates, deadline_ns);
             }
         }
         self.engine.handle_change(token, changes, deadline_ns);
@@ -120,14 +122,18 @@ impl Node {
             self.leaving.remove(&gone);
             self.network.remove_peer(gone);
         }
-        if self.own_change || self.engine.leader().0.is_none() {
+        if self.own_changes > 0 || self.closing.is_some() || self.engine.leader().0.is_none() {
             return;
         }
         let changes = self.newcomer().or_else(|| self.moved()).map(|change| vec![change]).or_else(|| self.grown_up());
         let Some(changes) = changes else { return };
-        self.own_change = true;
         let deadline_ns = super::clock::boottime_ns().saturating_add(OWN_CHANGE.as_nanos() as u64);
-        self.engine.handle_change(OWN, &changes, deadline_ns);
+        self.change_own(&changes, deadline_ns);
+    }
+
+    fn change_own(&mut self, changes: &[Change], deadline_ns: u64) {
+        self.own_changes += 1;
+        self.engine.handle_change(OWN, changes, deadline_ns);
     }
 
     fn newcomer(&self) -> Option<Change> {
@@ -144,7 +150,8 @@ impl Node {
     }
 
     /// A node that joins by itself asks for its vote, which the leader gives it when it has caught up. Whoever had its name
-    /// before is gone: its data directory is lost, or it could not have come as a new member.
+    /// before is gone: its data directory is lost, or it could not have come as a new member. One that has no name yet, as a
+    /// founder that was lost at once, is known by its address.
     fn grown_up(&self) -> Option<Vec<Change>> {
         let name = &self.options.joins.as_ref()?.name;
         let membership = self.engine.membership();
@@ -153,7 +160,8 @@ impl Node {
         }
         let namesakes = membership.members.iter().filter(|(id, member)| {
             let is_gone = **id != self.id && !self.network.connected(**id);
-            is_gone && member.metadata.get(NAME) == Some(name)
+            let is_here = !member.address.is_empty() && member.address == self.advertised();
+            is_gone && member.metadata.get(NAME).map_or(is_here, |known| known == name)
         });
         let gone = namesakes.map(|(id, _)| Change::Remove(*id));
         Some(std::iter::once(Change::Promote(self.id)).chain(gone).collect())
