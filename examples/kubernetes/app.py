@@ -6,6 +6,7 @@ PUT /keys/{key} with the value as the body, GET and DELETE /keys/{key}; the prob
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -130,10 +131,8 @@ async def serve(environment: dict[str, str]) -> None:
         ending.cancel()
         await runner.cleanup()  # no new requests; those under way still have their node
         await node.aclose()  # a leader hands over
-        try:
+        with contextlib.suppress(aioraft.NodeClosedError):  # closed while it waited for the others
             await running
-        except aioraft.NodeClosedError:
-            pass  # it was closed while it waited for the others
 
 
 async def run(node: aioraft.Node[str | None]) -> None:
