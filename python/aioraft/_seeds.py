@@ -214,10 +214,10 @@ def check_seeds(name: object, seeds: object, expect: object, *, advertise: str |
         raise ConfigError(
             f"name = {shown(name)}: it must be a text of 1 to {_NAME_BYTES_MAX} bytes in UTF-8, the node's own"
         )
-    listed = [] if isinstance(seeds, str) or not isinstance(seeds, Sequence) else list(cast("Sequence[str]", seeds))
+    listed = _as_list(seeds)
     if not listed:
         raise ConfigError(
-            f"seeds = {shown(cast(object, seeds))}: it must list the addresses of some nodes, such as "
+            f"seeds = {shown(seeds)}: it must list the addresses of some nodes, such as "
             '["app-0.app:7400", "app-1.app:7400", "app-2.app:7400"], the same on every node'
         )
     for at, seed in enumerate(listed):
@@ -230,6 +230,11 @@ def check_seeds(name: object, seeds: object, expect: object, *, advertise: str |
             f"{len(listed)}, the same on every node; 3 is usual"
         )
     return Seeds(name, listed, expect, _own_address(name, listed, advertise), cluster)
+
+
+def _as_list(seeds: object) -> list[str]:
+    """Return what is listed; nothing if that is no list."""
+    return [] if isinstance(seeds, str) or not isinstance(seeds, Sequence) else list(cast("Sequence[str]", seeds))
 
 
 def _own_address(name: str, seeds: Sequence[str], advertise: str | None) -> str:
