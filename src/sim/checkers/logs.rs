@@ -33,7 +33,7 @@ struct Log {
 #[derive(Debug, Default)]
 pub struct Logs {
     machines: BTreeMap<MachineId, Log>,
-    /// By (index, term): what was first seen there. A log that begins later begins behind something that others had.
+    /// By (index, term): what was last seen there. A log that begins later begins behind something that others had.
     seen: BTreeMap<(u64, u64), u64>,
 }
 
@@ -67,7 +67,7 @@ impl Logs {
             let before = log.links.last().map_or(log.begin.1.chain, |link| link.chain);
             let content = mixed(hash_of(&entry.data), mixed(entry.entry_type as u64, mixed(entry.term, entry.index)));
             let link = Link { term: entry.term, chain: mixed(before, content) };
-            self.seen.entry((entry.index, entry.term)).or_insert(link.chain);
+            self.seen.insert((entry.index, entry.term), link.chain);
             log.links.push(link);
         }
     }

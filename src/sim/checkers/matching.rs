@@ -1,4 +1,8 @@
 //! Log matching (5.3): if two logs hold an entry with the same index and term, they are the same up to there.
+//!
+//! A sole voter leads, and appends, in the same step in which it votes for itself. If it loses power before any of that is
+//! durable it leads the same term again, with other entries. Nobody has heard of the first: what only one machine ever had
+//! and does not find on its disk is in no log any more.
 
 use std::collections::BTreeMap;
 
@@ -6,16 +10,30 @@ use raft::eraftpb::Entry;
 
 use super::{Checker, Scene, Verdict};
 use crate::sim::event::Event;
+use crate::sim::network::MachineId;
 
+/// An entry that stands, or stood, in a log.
+struct Seen {
+    chain: u64,
+    /// Who had it first.
+    by: MachineId,
+    /// Somebody else had it as well.
+    is_shared: bool,
+}
+
+/// By index and term.
 #[derive(Default)]
-pub struct Matching(BTreeMap<(u64, u64), u64>);
+pub struct Matching(BTreeMap<(u64, u64), Seen>);
 
 impl Matching {
     fn compare(&mut self, scene: &Scene, entries: &[Entry]) -> Verdict {
         for entry in entries {
             let Some(link) = scene.logs.at(scene.machine, entry.index) else { continue };
-            let chain = *self.0.entry((entry.index, entry.term)).or_insert(link.chain);
-            if chain != link.chain {
+            let by = scene.machine;
+            let new = Seen { chain: link.chain, by, is_shared: false };
+            let seen = self.0.entry((entry.index, entry.term)).or_insert(new);
+            seen.is_shared |= seen.by != by;
+            if seen.chain != link.chain {
                 return Err(format!(
                     "entry {} of term {} is in two logs, and the logs differ there or before",
                     entry.index, entry.term
@@ -39,6 +57,11 @@ impl Checker for Matching {
                 if let Some(pair) = gap {
                     return Err(format!("entry {} follows entry {} on the disk", pair[1].index, pair[0].index));
                 }
+                let machine = scene.machine;
+                self.0.retain(|(index, term), seen| {
+                    let is_lost = || scene.logs.at(machine, *index).is_none_or(|link| link.term != *term);
+                    seen.by != machine || seen.is_shared || !is_lost()
+                });
                 self.compare(scene, log)
             }
             Event::Appended { entries, .. } => {
