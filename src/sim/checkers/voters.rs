@@ -24,6 +24,8 @@ struct Known {
     committed: VecDeque<(u64, u64)>,
     /// It has become leader, and its configuration is to be looked at.
     won: Option<u64>,
+    /// The last term in which it has: it says so again when it has caught up, perhaps with other members.
+    leads_in: u64,
 }
 
 pub struct Voters {
@@ -46,7 +48,7 @@ impl Voters {
         let before = self.known.remove(&machine);
         let Some(mut known) = before else {
             let (conf, committed) = (conf.clone(), VecDeque::new());
-            self.known.insert(machine, Known { id, cursors, ticks, conf, committed, won: None });
+            self.known.insert(machine, Known { id, cursors, ticks, conf, committed, won: None, leads_in: 0 });
             return Ok(());
         };
         let term = cursors.term;
@@ -128,8 +130,8 @@ impl Checker for Voters {
                 *highest = (*highest).max(*index);
             }
             Event::Leads { term } => {
-                if let Some(known) = self.known.get_mut(&scene.machine) {
-                    known.won = Some(*term);
+                if let Some(known) = self.known.get_mut(&scene.machine).filter(|known| known.leads_in != *term) {
+                    (known.won, known.leads_in) = (Some(*term), *term);
                 }
             }
             Event::Appended { term: Some(term), entries } => return self.append(scene.machine, *term, entries),
