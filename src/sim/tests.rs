@@ -68,7 +68,7 @@ fn deliberate_bugs_are_found() {
         (Mutant::LoseWaiters, "every await ends"),
         (Mutant::UnboundedSessions, "bounded memory"),
         (Mutant::ForgetSkipped, "commits() is what was applied"),
-        (Mutant::ReuseId, "the members are what the log says"),
+        (Mutant::CountLearnersVote, "the members are what the log says"),
         (Mutant::PromoteStaleLearner, "only voters count"),
     ];
     for (mutant, checker) in expected {

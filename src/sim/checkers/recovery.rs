@@ -10,7 +10,8 @@ use crate::sim::plan::HEALED;
 
 pub struct Recovery {
     nodes: usize,
-    /// Proposals and barriers of each machine that were answered after the cluster had time to recover.
+    /// Proposals and barriers of each machine that were answered after the cluster had time to recover. One that is far
+    /// behind hears from a snapshot that what it proposed was applied.
     answered: BTreeMap<MachineId, u64>,
 }
 
@@ -26,7 +27,7 @@ impl Checker for Recovery {
     }
 
     fn see(&mut self, scene: &Scene, event: &Event) -> Verdict {
-        if let Event::CallEnded { how: Ended::Answered { .. }, .. } = event {
+        if let Event::CallEnded { how: Ended::Answered { .. } | Ended::AppliedWithoutResult { .. }, .. } = event {
             if scene.now > HEALED + 5 * SECOND {
                 *self.answered.entry(scene.machine).or_default() += 1;
             }
