@@ -152,7 +152,8 @@ impl Checker for Members {
         match event {
             Event::Started { log: entries, .. } | Event::Appended { entries, .. } => {
                 for entry in entries.iter().filter(|entry| entry.index > self.through) {
-                    self.said.entry((entry.index, entry.term)).or_insert_with(|| Said::of(entry));
+                    // Said once more, otherwise, by a sole voter that lost the first before anybody had heard of it.
+                    self.said.insert((entry.index, entry.term), Said::of(entry));
                 }
             }
             Event::Members(standpoint) => return self.follow(scene, standpoint),
