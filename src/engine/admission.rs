@@ -87,7 +87,10 @@ pub fn admit_snapshot<S: Storage>(
     let bounded = counters.iter().all(|counter| *counter <= COUNTER_MAX);
     // One before the bootstrap, or of a term that its sender has not reached, cannot be.
     let sane = metadata.index > 0 && metadata.term > 0 && metadata.term <= message.term && message.entries.is_empty();
-    if !same || !bounded || !sane || !is_sound(&meta.conf_state) {
+    // What is committed stands for ever (Raft paper 5.4): raft-rs would take another term for it where its log begins.
+    let contradicts = metadata.index <= raft.raft_log.committed
+        && raft.raft_log.term(metadata.index).is_ok_and(|term| term != 0 && term != metadata.term);
+    if !same || !bounded || !sane || contradicts || !is_sound(&meta.conf_state) {
         return Err(Refused::Field);
     }
     Ok(())

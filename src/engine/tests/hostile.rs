@@ -301,3 +301,21 @@ proptest! {
         }
     }
 }
+
+/// Found by the fuzz target `peers`: the log's writer refused it, and the node stopped.
+#[test]
+fn a_snapshot_that_contradicts_what_is_committed_is_refused() {
+    let mut world = World::led_by(2, 3);
+    let term = world.machine(1).engine.status().term;
+    let (index, of_term) = (BOOTSTRAP.0, BOOTSTRAP.1 + 1);
+    let conf_state = raft::eraftpb::ConfState { voters: vec![1, 2, 3], ..Default::default() };
+    let name = SnapshotName { group: APPLICATION_GROUP, index, term: of_term, bytes: 1, checksum: 1 };
+    let mut message = Message { from: 2, to: 1, term, ..Default::default() };
+    message.set_msg_type(MessageType::MsgSnapshot);
+    let metadata = message.mut_snapshot().mut_metadata();
+    (metadata.index, metadata.term) = (index, of_term);
+    metadata.set_conf_state(conf_state.clone());
+    let meta = snapshot::Meta { conf_state, ..Default::default() };
+    let refused = world.machine(1).engine.handle_snapshot(2, message, name, meta);
+    assert_eq!(refused, Err(Refused::Field));
+}
