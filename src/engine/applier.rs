@@ -9,7 +9,7 @@ use raft::eraftpb::{ConfState, Entry, EntryType};
 
 use super::command::{self, Command, Header};
 use super::log_view::LogView;
-use super::membership::Membership;
+use super::membership::{Membership, Plan};
 use super::session::{Sessions, Verdict};
 use super::snapshot::Meta;
 use super::{Applied, Fault, NodeId, Token, BOOTSTRAP};
@@ -233,16 +233,14 @@ impl Applier {
         &mut self.membership
     }
 
-    /// `conf` is who votes and learns from the entry at `index` on: whoever has left proposes nothing any more (rule S3).
-    pub fn settle_members(&mut self, conf: &ConfState, index: u64) {
-        for gone in self.membership.settle(conf, index) {
-            self.sessions.remove(gone);
-        }
-    }
-
-    /// `gone` is no member any more.
-    pub fn forget_session(&mut self, gone: NodeId) {
-        self.sessions.remove(gone);
+    /// `plan`, if there is one, has taken effect with the entry at `index`, and `conf` is who votes and learns from there on:
+    /// whoever has left proposes nothing any more (rule S3).
+    pub fn settle_members(&mut self, plan: Option<Plan>, conf: &ConfState, index: u64) {
+        let gone = match plan {
+            Some(plan) => self.membership.take(plan, conf, index),
+            None => self.membership.settle(conf, index),
+        };
+        gone.into_iter().for_each(|gone| self.sessions.remove(gone));
     }
 
     /// Bytes of all commands that this start has applied.

@@ -58,7 +58,7 @@ impl Engine {
     /// The engine's cursor, and a digest of the replicated state there: sessions, time, members.
     pub fn digest(&self) -> (u64, u64) {
         let (applied, digest) = self.observed().1.digest();
-        let mut conf = self.raw.raft.prs().conf().to_conf_state();
+        let mut conf = self.conf_state();
         let parts = [&mut conf.voters, &mut conf.learners, &mut conf.voters_outgoing, &mut conf.learners_next];
         let digest = parts.into_iter().fold(digest, |digest, ids| {
             ids.sort_unstable();

@@ -131,7 +131,7 @@ impl Engine {
         }
         // It is in the log, since nothing behind the last snapshot was compacted.
         let Ok(term) = self.raw.store().term(applied) else { return };
-        let conf_state = self.raw.raft.prs().conf().to_conf_state();
+        let conf_state = self.conf_state();
         self.snapshots.begin(applied, bytes, conf_state.clone());
         self.applier.mark(term, conf_state);
     }

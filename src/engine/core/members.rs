@@ -260,9 +260,7 @@ impl Engine {
             // It went through the same checks when it was planned.
             conf = self.raw.apply_conf_change(&change).map_err(|error| error.to_string())?;
         }
-        for gone in self.applier.membership_mut().take(plan, &conf, index) {
-            self.applier.forget_session(gone);
-        }
+        self.applier.settle_members(Some(plan), &conf, index);
         self.members_changed();
         Ok(ids)
     }
@@ -278,7 +276,7 @@ impl Engine {
         self.applier.pass(index);
         // Refused where the configuration is not joint (any more): a second leader left it as well.
         if let Ok(conf) = self.raw.apply_conf_change(&ConfChangeV2::default()) {
-            self.applier.settle_members(&conf, index);
+            self.applier.settle_members(None, &conf, index);
             self.members_changed();
             let answered = self.finish_joint();
             self.effects.extend(answered);

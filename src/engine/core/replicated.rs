@@ -24,7 +24,7 @@ pub struct Replicated {
 impl Engine {
     /// The replicated state at the engine's cursor.
     pub fn replicated(&self) -> Replicated {
-        let mut conf_state = self.raw.raft.prs().conf().to_conf_state();
+        let mut conf_state = self.conf_state();
         let ConfState { voters, learners, voters_outgoing, learners_next, .. } = &mut conf_state;
         [voters, learners, voters_outgoing, learners_next].into_iter().for_each(|ids| ids.sort_unstable());
         Replicated {
