@@ -8,11 +8,11 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use prost::Message as _;
 use raft::eraftpb::{ConfChangeV2, Entry, EntryType};
 
+use super::clock;
 use super::identity::{self, NodeRecord};
 use super::inspect::go_on;
 use super::start::{open_snapshot, StartError};
@@ -91,18 +91,16 @@ pub fn foresee(dir: &Path) -> Result<Recovery, RecoverError> {
 /// # Errors
 /// It cannot be recovered; nothing has changed.
 pub fn recover(dir: &Path) -> Result<Recovery, RecoverError> {
-    let Prepared { mut opened, record, state, replicated, mut recovery } = prepare(dir)?;
+    let Prepared { mut opened, batch, mut recovery } = prepare(dir)?;
     recovery.copy = Some(keep_copy(dir)?);
-    let (group, batch) = entries(&record, &state, &replicated);
-    opened.writer.write(Batch { groups: vec![group], node_records: vec![batch], sync: true })?;
+    opened.writer.write(batch)?;
     Ok(recovery)
 }
 
 struct Prepared {
     opened: storage::Opened,
-    record: NodeRecord,
-    state: GroupState,
-    replicated: Replicated,
+    /// What is to be written.
+    batch: Batch,
     recovery: Recovery,
 }
 
@@ -144,11 +142,12 @@ fn prepare(dir: &Path) -> Result<Prepared, RecoverError> {
         last_wall_ns: last_wall_ns(opened.reader.as_ref(), &state)?,
         copy: None,
     };
-    Ok(Prepared { opened, record, state, replicated, recovery })
+    let batch = entries(&record, &state, &replicated)?;
+    Ok(Prepared { opened, batch, recovery })
 }
 
 /// What is written: the entries, and the node's record with the boot that they count for.
-fn entries(record: &NodeRecord, state: &GroupState, replicated: &Replicated) -> (GroupWrite, (Vec<u8>, Vec<u8>)) {
+fn entries(record: &NodeRecord, state: &GroupState, replicated: &Replicated) -> Result<Batch, RecoverError> {
     let term = state.hard_state.term.max(state.term(state.last_index).unwrap_or(0)) + 1;
     let boot = record.boot + 1;
     // No node runs as this boot, so no nonce has to tell it from another.
@@ -156,7 +155,7 @@ fn entries(record: &NodeRecord, state: &GroupState, replicated: &Replicated) -> 
     let mut command = Command::membership(&encode_changes(&[Change::Recover(record.id)]));
     command.set_origin(record.id, boot, 1);
     command.set_floor(1);
-    command.set_time(replicated.timestamp_ns, wall_ns());
+    command.set_time(replicated.timestamp_ns, clock::wall_ns());
     let leave = ConfChangeV2::default();
     let mut changes = Vec::new();
     if !replicated.conf_state.voters_outgoing.is_empty() {
@@ -170,9 +169,9 @@ fn entries(record: &NodeRecord, state: &GroupState, replicated: &Replicated) -> 
         conf.voters_outgoing.clear();
         members.settle(&conf, state.last_index + 1);
     }
-    if let Ok(plan) = members.plan(&conf, &[Change::Recover(record.id)]) {
-        changes.extend([plan.conf_change(command.into_bytes()), leave]);
-    }
+    // Not of a node that was to leave with a change that is half done.
+    let plan = members.plan(&conf, &[Change::Recover(record.id)]).map_err(|_| RecoverError::Removed(record.id))?;
+    changes.extend([plan.conf_change(command.into_bytes()), leave]);
     let entries = changes.into_iter().zip(state.last_index + 1..).map(|(change, index)| {
         let mut entry = Entry { term, index, data: change.encode_to_vec(), ..Default::default() };
         entry.set_entry_type(EntryType::EntryConfChangeV2);
@@ -183,7 +182,7 @@ fn entries(record: &NodeRecord, state: &GroupState, replicated: &Replicated) -> 
     (hard_state.term, hard_state.vote) = (term, record.id);
     hard_state.commit = entries.last().map_or(state.last_index, |last| last.index);
     let group = GroupWrite { group: APPLICATION_GROUP, entries, hard_state: Some(hard_state), ..Default::default() };
-    (group, record.as_stored())
+    Ok(Batch { groups: vec![group], node_records: vec![record.as_stored()], sync: true })
 }
 
 fn last_wall_ns(reader: &dyn LogReader, state: &GroupState) -> Result<u64, StorageError> {
@@ -205,14 +204,10 @@ fn last_wall_ns(reader: &dyn LogReader, state: &GroupState) -> Result<u64, Stora
     Ok(0)
 }
 
-fn wall_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
-}
-
 /// Copies the directory to a new one beside it; durable when this returns.
 fn keep_copy(dir: &Path) -> Result<PathBuf, RecoverError> {
     let mut name = dir.canonicalize().unwrap_or_else(|_| dir.to_path_buf()).into_os_string();
-    name.push(format!(".before-recovery-{}", wall_ns() / 1_000_000_000));
+    name.push(format!(".before-recovery-{}", clock::wall_ns() / 1_000_000_000));
     let to = PathBuf::from(name);
     copy(dir, &to).map_err(|source| {
         // Half a copy is none.
@@ -235,4 +230,35 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
         }
     }
     File::open(to)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use raft::eraftpb::ConfState;
+
+    use super::*;
+    use crate::engine::membership::Membership;
+
+    #[test]
+    fn a_node_that_leaves_with_a_change_that_is_half_done_is_refused_and_not_passed_over() {
+        let (cluster, identity, stage) = ("shop".to_owned(), 30, Stage::Formed([(3, 30)].into()));
+        let record = |id| NodeRecord {
+            id,
+            cluster: cluster.clone(),
+            identity,
+            boot: 1,
+            nonce: 1,
+            stage: stage.clone(),
+            peers: BTreeMap::new(),
+        };
+        let conf_state = ConfState { voters: vec![1, 2], voters_outgoing: vec![1, 2, 3], ..Default::default() };
+        let membership = Membership::founded(&[1, 2, 3], &BTreeMap::new());
+        let replicated = Replicated { index: 5, conf_state, sessions: Vec::new(), membership, timestamp_ns: 0 };
+        let state = GroupState { truncated: (1, 1), last_index: 5, ..Default::default() };
+        assert!(matches!(entries(&record(3), &state, &replicated), Err(RecoverError::Removed(3))));
+        let batch = entries(&record(1), &state, &replicated).unwrap();
+        assert_eq!(batch.groups[0].entries.len(), 3, "it is left first");
+    }
 }
