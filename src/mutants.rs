@@ -113,12 +113,14 @@ pub enum Mutant {
     RepeatChange,
     /// A member's data directory is replaced by another one (rule M1).
     BindAnyIdentity,
+    /// That a removal is committed is told before it is durable.
+    TellRemovalsEarly,
 }
 
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 53] = [
+    pub const ALL: [Self; 54] = [
         Self::AcknowledgeBeforeFsync,
         Self::AnswerEmptyReadyAtOnce,
         Self::ConfirmOneTooMany,
@@ -172,6 +174,7 @@ impl Mutant {
         Self::NeverLeaveJoint,
         Self::RepeatChange,
         Self::BindAnyIdentity,
+        Self::TellRemovalsEarly,
     ];
 }
 

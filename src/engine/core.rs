@@ -122,6 +122,8 @@ pub struct Engine {
     stragglers: Stragglers,
     transfers: Transfers,
     changes: Changes,
+    /// The Ready in which the members changed last, until it is durable.
+    members_unsaved: Option<u64>,
     /// A snapshot is being installed by this Ready; raft-rs may not hear that it is applied before it is durable.
     installing: Option<u64>,
     /// Calls whose entry or barrier stands, waiting for the application's cursor: (index, reader).
@@ -213,6 +215,7 @@ impl Engine {
             stragglers: Stragglers::new(settings.election_ticks),
             transfers: Transfers::new(settings.id, settings.election_ticks),
             changes: Changes::new(settings.election_ticks),
+            members_unsaved: None,
             installing: None,
             awaiting_application: VecDeque::new(),
             awaiting_deadline_ns: u64::MAX,
@@ -389,6 +392,7 @@ impl Engine {
                 self.raw.mut_store().mark_durable(number);
                 self.effects.extend(messages.into_iter().map(send));
                 self.finish_install(number);
+                self.publish_members(number);
             }
             self.hand_over();
             self.send_proposals(now);
@@ -684,6 +688,7 @@ impl Engine {
     }
 
     fn take_ready(&mut self) -> Result<(), Fault> {
+        let version = self.membership().version;
         let mut ready = self.raw.ready();
         let number = ready.number();
         let entries = ready.take_entries();
@@ -691,7 +696,10 @@ impl Engine {
         let mut messages = ready.take_messages();
         let mut persisted_messages = ready.take_persisted_messages();
         let read_states = ready.take_read_states();
-        let must_sync = ready.must_sync();
+        // That a change of the members is committed is fsynced, before anybody hears of it: whoever forgot it would count
+        // the votes of those who are gone for good, and may be the only one left.
+        let changes = committed.iter().any(members::is_change) && !mutants::on(Mutant::TellRemovalsEarly);
+        let must_sync = ready.must_sync() || changes;
         let snapshot = (!ready.snapshot().is_empty()).then(|| ready.snapshot().get_metadata());
         let installed = snapshot.map(|metadata| (metadata.index, metadata.term));
         let name = installed.map(|place| self.install(number, place)).transpose()?;
@@ -746,7 +754,14 @@ impl Engine {
             self.stand(readers, state.index);
         }
         self.publish_leadership();
-        self.apply(committed)
+        self.apply(committed)?;
+        if self.membership().version != version {
+            self.members_unsaved = Some(number);
+        }
+        if mutants::on(Mutant::TellRemovalsEarly) {
+            self.publish_members(number);
+        }
+        Ok(())
     }
 
     /// Barriers stand at `index`; the application's cursor has to get there.

@@ -98,16 +98,13 @@ impl Transfers {
                 leader => format!("this node does not lead: ask node {leader}, which does"),
             });
         }
-        let voters = raft.prs().conf().voters();
         match to {
             None => self.somebody(raw, routes),
-            Some(to) if !voters.contains(to) => {
-                let mut names = voters.ids().iter().collect::<Vec<_>>();
-                names.sort_unstable();
-                Err(format!("node {to} is no voting member: name one of {names:?}, or nobody"))
-            }
-            Some(to) if to == self.id => Ok(()),
             Some(to) => {
+                has_vote(raw, to)?;
+                if to == self.id {
+                    return Ok(());
+                }
                 let under_way = match self.stage {
                     Stage::Started { to, .. } => Some(to),
                     Stage::Idle | Stage::Waiting { .. } => self.wanted,
@@ -215,7 +212,8 @@ impl Transfers {
                 Some(Err(format!("node {to} {reason}")))
             }
             (Some(_), _) => None,
-            (None, Some(wanted)) => reachable(routes, wanted).err().map(Err),
+            // It may have lost its vote since it was named.
+            (None, Some(wanted)) => has_vote(raw, wanted).and_then(|()| reachable(routes, wanted)).err().map(Err),
             (None, None) => self.somebody(raw, routes).err().map(Err),
         }
     }
@@ -308,6 +306,16 @@ impl Transfers {
 /// Whether this node still leads in `term`.
 fn leads(raw: &RawNode<LogView>, term: u64) -> bool {
     raw.raft.state == StateRole::Leader && raw.raft.term == term
+}
+
+fn has_vote(raw: &RawNode<LogView>, to: NodeId) -> Result<(), String> {
+    let voters = raw.raft.prs().conf().voters();
+    if voters.contains(to) {
+        return Ok(());
+    }
+    let mut names = voters.ids().iter().collect::<Vec<_>>();
+    names.sort_unstable();
+    Err(format!("node {to} is no voting member: name one of {names:?}, or nobody"))
 }
 
 fn reachable(routes: &BTreeSet<NodeId>, to: NodeId) -> Result<(), String> {

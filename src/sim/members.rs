@@ -12,7 +12,7 @@ use super::network::{MachineId, Packet};
 use super::plan::{Crash, HEALED};
 use super::round::put;
 use super::world::{Happening, World};
-use crate::driver::gate::{Ended, Members};
+use crate::driver::gate::Members;
 use crate::engine::membership::{Change, Membership};
 use crate::engine::{NodeId, Token, BOOTSTRAP};
 
@@ -104,9 +104,6 @@ impl World {
             put(process, *gone, Packet::Formation(report.clone()));
             process.addresses.remove(gone);
             process.leaving.insert(*gone, self.now + FAREWELL);
-        }
-        if process.engine.was_removed() {
-            process.members.borrow_mut().end(Ended::Removed);
         }
         self.crash_in_change(process);
     }

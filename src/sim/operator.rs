@@ -302,10 +302,6 @@ impl World {
     /// Whether a quorum of those who vote then is there, as far as the newest members are concerned.
     fn survives(&self, changes: &[Change]) -> bool {
         let mut newest = self.newest_members();
-        let leaves = |id: NodeId| changes.contains(&Change::Remove(id));
-        if !self.goes_on(|id| self.is_healthy(id) && !leaves(id)) {
-            return false;
-        }
         for change in changes {
             let id = concerns(change);
             match change {

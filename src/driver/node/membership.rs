@@ -73,9 +73,6 @@ impl Node {
             self.network.stop_dialling(*gone);
             self.leaving.insert(*gone, Instant::now() + FAREWELL);
         }
-        if self.engine.was_removed() {
-            self.members.borrow_mut().end(Ended::Removed);
-        }
     }
 
     /// A call for a change. New members are told where the founders are dialled: the log need not say so before.

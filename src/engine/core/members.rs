@@ -11,14 +11,18 @@ use raft::StateRole;
 
 use super::Engine;
 use crate::engine::changes::Waiter;
-use crate::engine::command::Command;
+use crate::engine::command::{self, Command};
 use crate::engine::formation::Identities;
 use crate::engine::membership::{check_changes, decode_changes, encode_changes, Change, Membership, Plan, Unfit};
-use crate::engine::persist::Persist;
 use crate::engine::session::Verdict;
 use crate::engine::time::Now;
 use crate::engine::{Effect, Failure, Fault, NodeId, Token};
 use crate::mutants::{self, Mutant};
+
+/// Whether an entry may change the members.
+pub(super) fn is_change(entry: &Entry) -> bool {
+    entry.entry_type != EntryType::EntryNormal as i32 || command::is_membership(&entry.data)
+}
 
 /// What raft-rs carries along with a change of the voters and learners: the command that asks for it.
 pub(super) fn context(entry: &Entry) -> Option<Vec<u8>> {
@@ -284,9 +288,8 @@ impl Engine {
         Ok(())
     }
 
-    /// A snapshot brought other members.
+    /// A snapshot brought other members, perhaps.
     pub(super) fn members_installed(&mut self) {
-        self.effects.push(Effect::Membership);
         // Both halves of what they wait for are in it, or somebody else finishes the second.
         let answered = self.finish_joint();
         self.effects.extend(answered);
@@ -300,12 +303,14 @@ impl Engine {
         answered.collect()
     }
 
+    /// Everything through this Ready is durable: others may hear of the members that it brought.
+    pub(super) fn publish_members(&mut self, number: u64) {
+        if self.members_unsaved.take_if(|changed_in| *changed_in <= number).is_some() {
+            self.effects.push(Effect::Membership);
+        }
+    }
+
     fn members_changed(&mut self) {
-        // That it is committed is otherwise saved without an fsync. Whoever forgot it would count the votes of those who are
-        // gone, and may be the only one left.
-        let hard_state = Some(self.raw.store().hard_state().clone());
-        self.effects.push(Effect::Persist(Persist { hard_state, sync: true, ..Default::default() }));
-        self.effects.push(Effect::Membership);
         let raft = &self.raw.raft;
         // raft-rs panics as soon as a leader that it does not know as a member writes.
         if raft.state == StateRole::Leader && raft.prs().get(self.id).is_none() {

@@ -414,6 +414,10 @@ fn that_a_change_is_committed_is_fsynced_since_nobody_may_be_left_to_say_so() {
                 persist.sync && persist.hard_state.as_ref().is_some_and(|hard_state| hard_state.commit >= version)
             };
             assert!(machine.unsynced.iter().any(is_saved), "{:?}", machine.unsynced);
+            assert!(machine.published.is_empty(), "others hear of it before it is durable");
+            world.sync(1);
+            world.poll(1);
+            assert_eq!(world.machine(1).published, [version]);
             return;
         }
         world.sync(1);

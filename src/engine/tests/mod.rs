@@ -56,6 +56,8 @@ pub(super) struct Machine {
     pub snapshots: Vec<(Token, u64)>,
     pub transferred: Vec<(Token, NodeId)>,
     pub changed: Vec<(Token, Vec<NodeId>)>,
+    /// Versions of the members that others may hear of.
+    pub published: Vec<u64>,
 }
 
 /// What travels.
@@ -165,6 +167,7 @@ fn machine_with(
         snapshots: Vec::new(),
         transferred: Vec::new(),
         changed: Vec::new(),
+        published: Vec::new(),
     }
 }
 
@@ -265,7 +268,7 @@ impl World {
                 Effect::Snapshot { token, index } => machine.snapshots.push((token, index)),
                 Effect::Transferred { token, leader } => machine.transferred.push((token, leader)),
                 Effect::Changed { token, ids, .. } => machine.changed.push((token, ids)),
-                Effect::Membership => {}
+                Effect::Membership => machine.published.push(machine.engine.membership().version),
             }
         }
         if !machine.captures_stalled {

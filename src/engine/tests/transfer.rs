@@ -3,6 +3,7 @@
 
 use raft::eraftpb::MessageType;
 
+use super::membership::Change;
 use super::*;
 
 fn transfer(world: &mut World, id: NodeId, token: Token, to: Option<NodeId>) {
@@ -49,6 +50,20 @@ fn without_a_name_whoever_is_furthest_and_can_be_reached_takes_over() {
     world.machine(3).disk_stalled = false;
     world.settle();
     assert_eq!(world.machine(1).transferred, [(7, 2)]);
+}
+
+#[test]
+fn a_call_ends_when_whom_it_names_loses_its_vote_meanwhile() {
+    let mut world = World::led_by(1, 3);
+    world.tick(2);
+    world.machine(3).disk_stalled = true;
+    world.propose(1, 1, b"x");
+    world.settle();
+    transfer(&mut world, 1, 7, Some(3));
+    world.machine(1).engine.handle_change(8, &[Change::Demote(3)], u64::MAX);
+    world.tick(2);
+    assert_eq!(world.machine(1).changed, [(8, vec![3])]);
+    assert!(reason_of(&mut world, 1, 7).contains("node 3 is no voting member: name one of [1, 2]"));
 }
 
 #[test]
