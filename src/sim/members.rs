@@ -223,8 +223,9 @@ impl World {
 
     /// Whether those of whom `is_there` holds can decide, whoever's members count.
     ///
-    /// A removed node stops when it hears so, and one that has forgotten in a crash that a removal was committed needs the votes
-    /// of those who are gone. So a quorum of what every running node takes for the members is kept.
+    /// A removed node stops when it hears so from one of the others. If that one is lost for good before the rest hears of the
+    /// removal, the rest needs the votes of those who are gone. So a quorum of what every running node takes for the members
+    /// is kept.
     pub(super) fn goes_on(&self, is_there: impl Fn(NodeId) -> bool) -> bool {
         let newest = self.newest_members();
         let is_removed = |id: NodeId| newest.retired.iter().any(|(first, last)| (*first..=*last).contains(&id));

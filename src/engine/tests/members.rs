@@ -402,7 +402,7 @@ fn a_recovery_leaves_one_voter_and_retires_the_rest() {
 }
 
 #[test]
-fn that_a_change_is_committed_is_fsynced_since_nobody_may_be_left_to_say_so() {
+fn m2_others_hear_of_a_removal_when_it_is_durable_since_nobody_may_be_left_to_say_so() {
     let mut world = World::led_by(1, 2);
     world.change(1, 10, &[Change::Remove(2)]);
     for _ in 0..10 {
