@@ -6,7 +6,8 @@ use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use raft::eraftpb::{Entry, Message, MessageType};
+use prost::Message as _;
+use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 
 use super::*;
 use crate::driver::options::{AdminFrom, Listen, Tuning};
@@ -14,6 +15,7 @@ use crate::driver::port::{Completions, Cursor, Inbox, Wake};
 use crate::driver::WakeDriver;
 use crate::engine::command::Command;
 use crate::engine::formation::Formation;
+use crate::engine::membership::{encode_changes, Change};
 use crate::engine::Failure;
 use crate::storage::{Batch, LogWriter};
 use crate::test_log::TestLog;
@@ -236,6 +238,33 @@ fn m1_an_unformed_node_answers_no_raft_message() {
         rig.raft(2, vec![message(MessageType::MsgRequestVote, 6)]);
         rig.ticks(1).await;
         assert_eq!(rig.node.engine.status().term, 6);
+    });
+}
+
+#[test]
+fn m2_a_removed_node_goes_on_until_somebody_who_stays_says_so() {
+    run(async {
+        let mut rig = Rig::formed_of_three().await;
+        let plan = rig.node.engine.membership().plan(&rig.node.engine.conf_state(), &[Change::Remove(1)]).unwrap();
+        let mut command = Command::membership(&encode_changes(&[Change::Remove(1)]));
+        command.set_origin(2, 1, 1);
+        let mut entry = Entry { index: 2, term: 5, ..Default::default() };
+        entry.set_entry_type(EntryType::EntryConfChangeV2);
+        entry.data = plan.conf_change(command.into_bytes()).encode_to_vec();
+        let append = Message { entries: vec![entry], commit: 2, ..message(MessageType::MsgAppend, 5) };
+        rig.raft(2, vec![append]);
+        rig.until("it has applied that", |rig| rig.node.members.borrow().formation.membership().version == 2).await;
+        // Those who have forgotten it in a loss of power count on its vote.
+        rig.ticks(2 * tuning().election_ticks()).await;
+        rig.raft(2, vec![Message { index: 2, log_term: 5, ..message(MessageType::MsgRequestVote, 6) }]);
+        rig.ticks(1).await;
+        assert_eq!(rig.node.engine.status().term, 6);
+
+        let mut report = Report::decode(&rig.hello(2, 20, Stage::Unformed).formation).unwrap();
+        report.stage = rig.node.members.borrow().record.stage.clone();
+        report.membership = Some(rig.node.engine.membership().clone());
+        rig.node.take_event(Event::Formation { from: 2, body: report.encode() });
+        assert!(matches!(rig.tick().await, Err(Stop::Ended(Ended::Removed))));
     });
 }
 
