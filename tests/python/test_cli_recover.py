@@ -41,8 +41,7 @@ async def three(raft_cluster: Any, path: pathlib.Path) -> dict[int, str]:
 
 
 def directory(path: pathlib.Path, number: int) -> pathlib.Path:
-    (found,) = (it for it in path.iterdir() if it.is_dir() and it.name.endswith(str(number)))
-    return found
+    return path / f"node-{number}"
 
 
 @pytest.mark.asyncio
