@@ -31,7 +31,15 @@ SnapshotData: TypeAlias = Chunk | Iterable[Chunk] | Callable[[], Chunk | Iterabl
 """What `StateMachine.snapshot` returns: the whole state, its chunks, or what a thread is to call for either."""
 
 _SLICE_S = 0.001
-"""How long an iterable is pulled before other tasks get their turn, unless a single chunk takes longer."""
+"""How long an iterable is pulled before other tasks get their turn, unless a chunk takes longer: on the loop, and in a
+thread, which has the GIL meanwhile."""
+
+_PAUSE_S = 0.0001
+"""How long a thread that serialises then lets go of the GIL: long enough for a loop that waits for it to get it.
+
+Otherwise each turn of the loop would wait for the interpreter's switch interval, 5 ms, unless the thread lets go by
+itself. Letting go for no time does not do: whoever lets go takes it again before another thread has woken up.
+"""
 
 _CHUNK = (bytes, bytearray, memoryview)
 
@@ -116,9 +124,14 @@ def _serialise(capture: Capture, serialise: Callable[[], object]) -> None:
             return
         chunks = _as_iterator(returned)
         capture.open(chunked=True)
+        until = time.monotonic() + _SLICE_S
         for chunk in chunks:
             if not capture.write(_as_bytes(chunk)):
                 capture.wait_room()
+                until = time.monotonic() + _SLICE_S
+            elif time.monotonic() >= until:
+                time.sleep(_PAUSE_S)
+                until = time.monotonic() + _SLICE_S
             if capture.is_over:
                 _close(chunks)
                 return

@@ -308,6 +308,37 @@ async def test_other_tasks_run_between_two_slow_chunks() -> None:
     await core.close(0)
 
 
+def test_a_thread_that_serialises_lets_the_loop_have_its_turns(tmp_path: pathlib.Path) -> None:
+    """However long the interpreter lets a thread keep the GIL."""
+    chunks = 500
+
+    def serialise() -> Iterator[bytes]:
+        for _ in range(chunks):
+            until = time.perf_counter() + 0.001
+            while time.perf_counter() < until:
+                pass
+            yield b"x"
+
+    async def take() -> int:
+        core = await started(Snapshotting(lambda: serialise), data_dir=tmp_path)
+        await core.propose(b"x", DEADLINE)
+        turns = 0
+        snapshot = core.snapshot(None)
+        while not snapshot.done():
+            await asyncio.sleep(0)
+            turns += 1
+        await core.close(0)
+        return turns
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1.0)
+    try:
+        turns = asyncio.run(take())
+    finally:
+        sys.setswitchinterval(interval)
+    assert turns > chunks / 5
+
+
 @pytest.mark.parametrize("form", [lambda value: value, lambda value: [value] * 3, lambda value: lambda: [value] * 3])
 @on_every_loop
 async def test_what_was_returned_is_let_go(form: Callable[[bytes], Any]) -> None:
