@@ -125,6 +125,30 @@ async def test_what_cannot_be_is_refused_and_what_takes_too_long_is_late(raft_cl
         assert await leader.propose(b"2") == 2
 
 
+async def test_nobody_is_added_in_the_place_of_another(raft_cluster: RaftCluster) -> None:
+    async with raft_cluster(2, Adder) as cluster:
+        leader = await cluster.leader()
+        other = next(node for node in cluster.nodes if node is not leader)
+        with bound() as own:
+            asked = ("--node", leader.address)
+            refused = await complaint("add", address_of(own), "--id", str(other.id), *asked, status=Status.REFUSED)
+            assert f"node {other.id} is a member already, reached at {other.address}: leave out --id" in refused
+            for given in ((), ("--id", "7")):
+                refused = await complaint("add", other.address, *given, *asked, status=Status.REFUSED)
+                assert f"node {other.id} runs at {other.address}: give the new one an address of its own" in refused
+            assert (await said("add", other.address, "--id", str(other.id), *asked)).endswith("already, and votes\n")
+            assert await roles(leader) == {1: True, 2: True}
+            # Whoever has lost the answer asks again.
+            for _ in range(2):
+                assert (await as_json("add", address_of(own), *asked))["ids"] == [3]
+            assert "node 3 may join, without a vote: start it at" in await said("add", address_of(own), *asked)
+            async with newcomer(3, own, cluster) as third:
+                await third.read_barrier()
+                assert "node 3 is a member already: give it a vote" in await said("add", third.address, *asked)
+            assert leader.members()[other.id].address == other.address
+            assert await roles(leader) == {1: True, 2: True, 3: False}
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

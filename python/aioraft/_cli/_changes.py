@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
-from ._command import Command, Status
+from ._command import Command, CommandError, Status
 from ._nodes import add_node_arguments, ask, node_address, node_id
+
+if TYPE_CHECKING:
+    from ._answers import Member, Members
 
 __all__ = ["COMMANDS"]
 
@@ -31,13 +34,46 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add(arguments: argparse.Namespace) -> Status:
-    (added,) = _change(arguments, [("add", arguments.id, arguments.address, dict(arguments.metadata))])
+    earlier = _earlier(arguments)
+    number = arguments.id if earlier is None else earlier["id"]
+    (added,) = _change(arguments, [("add", number, arguments.address, dict(arguments.metadata))])
     if not arguments.json:
-        sys.stdout.write(
-            f"node {added} may join, without a vote: start it at {arguments.address} with id={added}, "
-            f"and give it a vote with `aioraft promote {added}`\n"
-        )
+        sys.stdout.write(f"node {added} {_state(arguments.address, added, earlier)}\n")
     return Status.OK
+
+
+def _state(address: str, number: int, earlier: Member | None) -> str:
+    if earlier and earlier["votes"]:
+        return "is a member already, and votes"
+    vote = f"give it a vote with `aioraft promote {number}`"
+    if earlier and earlier["identity"]:
+        return f"is a member already: {vote}"
+    return f"may join, without a vote: start it at {address} with id={number}, and {vote}"
+
+
+def _earlier(arguments: argparse.Namespace) -> Member | None:
+    """Return the member that is to be added, if it was before. Raises CommandError if it would be one of two."""
+    found = cast("Members", ask(arguments, lambda client, timeout: client.members(timeout), changes=False))
+    for it in found["members"]:
+        if it["id"] == arguments.id:
+            if it["address"] == arguments.address:
+                return it
+            raise CommandError(
+                f"node {it['id']} is a member already, reached at {it['address']}: leave out --id to have the cluster "
+                "choose another one",
+                Status.REFUSED,
+            )
+    for it in found["members"]:
+        if it["address"] == arguments.address:
+            # Of a node that was to be added before, and whose answer was lost.
+            if arguments.id == 0 and not it["votes"]:
+                return it
+            # One that is gone may well be followed by another one at its address.
+            if it["connected"]:
+                raise CommandError(
+                    f"node {it['id']} runs at {it['address']}: give the new one an address of its own", Status.REFUSED
+                )
+    return None
 
 
 def _ids_arguments(parser: argparse.ArgumentParser) -> None:
