@@ -48,7 +48,7 @@ async def add_lines(node: aioraft.Node[int]) -> None:
 
 
 async def run(number: int, members: dict[int, str]) -> None:
-    """Be node `number` until Ctrl-C, or until the others remove it."""
+    """Be node `number` until Ctrl-C, or until the cluster goes on without it."""
     node = aioraft.Node(id=number, members=members, cluster="demo", data_dir=f"data/{number}", state_machine=Counter())
     async with node:
         print(f"node {number} runs", flush=True)
@@ -57,7 +57,7 @@ async def run(number: int, members: dict[int, str]) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, ending.cancel)
         try:
             await ending
-        except aioraft.RemovedError as error:
+        except (aioraft.RemovedError, aioraft.SupersededError) as error:
             print(error, flush=True)
         finally:
             adding.cancel()

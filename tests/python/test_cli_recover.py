@@ -126,7 +126,8 @@ async def test_a_directory_in_use_is_left_alone(raft_cluster: Any, tmp_path: pat
         await cluster.leader()
         said = command("recover", "--yes", str(directory(tmp_path, 1)))
         assert said.returncode == Status.UNREADABLE
-        assert "used by another node" in said.stderr
+        assert "a node runs in" in said.stderr
+        assert "stop it" in said.stderr
 
 
 def test_the_documentation_names_its_keys() -> None:

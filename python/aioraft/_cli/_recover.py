@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
-from typing import TypedDict, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from aioraft import RaftError, _core
 
 from ._command import Command, CommandError, Status
+
+if TYPE_CHECKING:
+    from ._report import Report
 
 __all__ = ["COMMAND"]
 
@@ -50,17 +54,29 @@ def _recover(data_dir: str, *, foresee: bool) -> _Recovery:
     try:
         return cast("_Recovery", _core.recover(data_dir, foresee=foresee))
     except RaftError as error:
-        raise CommandError(str(error), Status.UNREADABLE if foresee else Status.REFUSED) from error
+        reason = str(error)
+        if _is_in_use(data_dir):
+            reason = f"a node runs in {data_dir}: stop it, see that nothing starts it again, and recover then"
+        raise CommandError(reason, Status.UNREADABLE if foresee else Status.REFUSED) from error
+
+
+def _is_in_use(data_dir: str) -> bool:
+    with contextlib.suppress(RaftError):
+        return cast("Report", _core.inspect(data_dir))["locked"]
+    return False
 
 
 def _warning(foreseen: _Recovery) -> str:
     lost = ", ".join(map(str, foreseen["lost"]))
+    new = "nothing: all of it was known to be committed"
+    if foreseen["commit"] < foreseen["last_index"]:
+        new = f"entries behind {foreseen['commit']}, which nobody may have acknowledged, count as committed now"
     return f"""\
 Node {foreseen["id"]} becomes the only member of cluster {foreseen["cluster"]!r}; the nodes {lost} are out for good.
 
   kept        every entry of this log: through {foreseen["last_index"]}, term {foreseen["last_term"]}{_when(foreseen)}
   may be lost what the others acknowledged and this node has not got, if there is any: nobody can tell from here
-  may be new  entries behind {foreseen["commit"]}, which nobody may have acknowledged, count as committed now
+  may be new  {new}
   the others  must not run: if a majority of them does, it goes on by itself, and there are two clusters from
               now on. One that meets this node again stops; its data directory is to be removed, and it comes back as a
               new member
