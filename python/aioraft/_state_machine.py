@@ -5,14 +5,14 @@ from __future__ import annotations
 import abc
 import inspect
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from ._core import Entry
 from ._errors import ConfigError, FatalError, shown
 from ._snapshots import SnapshotData
 
-__all__ = ["StateMachine", "ask_durable", "check", "claim", "has_batch", "has_snapshot", "shared"]
+__all__ = ["StateMachine", "ask_durable", "check", "check_factory", "claim", "has_batch", "has_snapshot", "shared"]
 
 R = TypeVar("R")
 
@@ -133,6 +133,15 @@ def check(machine: StateMachine[Any]) -> None:
         )
     if inspect.isgeneratorfunction(machine.restore):
         raise ConfigError("state_machine.restore is a generator, of which nothing would run: leave out its `yield`")
+
+
+def check_factory(factory: Callable[[], StateMachine[Any]]) -> None:
+    """Raise `ConfigError` for what makes no state machines."""
+    if not callable(factory):
+        raise ConfigError(
+            f"factory = {shown(factory)}: each node needs a state machine of its own, so give what makes one, such as "
+            "the class"
+        )
 
 
 def has_batch(machine: StateMachine[Any]) -> bool:

@@ -74,9 +74,19 @@ def test_many_seeds_begin_where_they_are_told_to(pytester: pytest.Pytester) -> N
     result.stdout.fnmatch_lines(["*seed-70] PASSED*", "*seed-71] PASSED*"])
 
 
-def test_no_seeds_make_no_sense(pytester: pytest.Pytester) -> None:
-    result = run(pytester, PASSES, "--raft-seeds", "0")
+@pytest.mark.parametrize(
+    ("option", "text", "said"),
+    [
+        ("--raft-seeds", "0", "'0' is no number of seeds, which is a whole number from 1 on"),
+        ("--raft-seeds", "many", "'many' is no number of seeds"),
+        ("--raft-seed", "x", "'x' is no seed, which is a whole number from 0 to 2[*][*]64 - 1"),
+        ("--raft-seed", str(1 << 64), "is no seed"),
+    ],
+)
+def test_what_is_no_seed_is_refused(pytester: pytest.Pytester, option: str, text: str, said: str) -> None:
+    result = run(pytester, PASSES, option, text)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*{said}*"])
 
 
 def test_other_parameters_stay(pytester: pytest.Pytester) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import pathlib
+from typing import Any
 
 import pytest
 
 import aioraft
-from aioraft.testing import Cluster
+from aioraft.testing import Cluster, Simulation
 from aioraft.testing.plugin import RaftCluster
 from machines import Adder
 
@@ -88,3 +89,32 @@ async def test_a_factory_that_gives_one_instance_twice_is_refused() -> None:
     with pytest.raises(aioraft.ConfigError, match="belongs to another node"):
         async with Cluster(2, lambda: machine):
             pass
+
+
+@pytest.mark.asyncio
+async def test_what_is_waited_for_in_vain_is_said() -> None:
+    async with Cluster(3, Adder) as cluster:
+        leader = await cluster.leader()
+        await leader.propose(b"1")
+        await cluster.wait_agreement()
+        cluster.partition([1], [2], [3])
+        with pytest.raises(TimeoutError, match=r"no node led a majority within 0\.1 s: node 1: .* in term \d"):
+            await cluster.leader(timeout=0.1)
+        with pytest.raises(TimeoutError, match=r"did not agree within 0\.1 s: node 1: .*has applied \d of \d"):
+            await cluster.wait_agreement(timeout=0.1)
+
+
+@pytest.mark.asyncio
+async def test_a_cluster_that_was_not_opened_says_so() -> None:
+    cluster = Cluster(3, Adder)
+    for call in (cluster.leader, cluster.wait_agreement, cluster.add, lambda: cluster.crash(1)):
+        with pytest.raises(aioraft.RaftError, match="inside `async with`"):
+            await call()
+
+
+def test_wrong_arguments_are_refused() -> None:
+    machine: Any = Adder()
+    with pytest.raises(aioraft.ConfigError, match="give what makes one, such as the class"):
+        Cluster(3, machine)
+    with pytest.raises(aioraft.ConfigError, match="give what makes one, such as the class"):
+        Simulation(1, 3, machine, command=[b"1"])

@@ -16,7 +16,7 @@ from .._config import Config
 from .._core import Faults
 from .._errors import FatalError, NodeClosedError, RaftError
 from .._node import Node
-from .._state_machine import StateMachine
+from .._state_machine import StateMachine, check_factory
 
 __all__ = ["TEST_CONFIG", "Cluster"]
 
@@ -60,6 +60,7 @@ class Cluster(Generic[R]):
         """Nothing is opened before `async with`."""
         if n < 1:
             raise ValueError(f"a cluster of {n} nodes: it needs at least one")
+        check_factory(factory)
         self._n = n
         self._factory = factory
         self._config = TEST_CONFIG if config is None else config
@@ -155,6 +156,9 @@ class Cluster(Generic[R]):
 
         It takes the place of an earlier partition, and leaves `delay` and `drop` as they are until `heal`.
         """
+        for group in groups:
+            if not isinstance(group, Iterable):
+                raise ValueError(f"a group of {group!r}: it must be several nodes, such as [1, 2]")
         sides = [frozenset(self._known(number) for number in group) for group in groups]
         for source in self._nodes:
             for target in self._nodes:
@@ -191,7 +195,8 @@ class Cluster(Generic[R]):
     def pause_loop(self, number: int) -> Generator[None, None, None]:
         """Let the application of node `number` hang inside the `with`, as if its event loop were blocked.
 
-        Nothing is applied there and none of its calls end, while consensus goes on.
+        Nothing is applied there and none of its calls end, while consensus goes on: if it leads, it still does, and
+        `leader` waits for the end of this.
         """
         self._faults.hang(self._known(number), True)
         try:
@@ -234,6 +239,7 @@ class Cluster(Generic[R]):
         remove one, `await node.remove(number)` is all that is to be done. Raises TimeoutError after `timeout` seconds
         without a leader, else what `add_learner` does.
         """
+        self._check_opened()
         if number is None:
             number = max(self._nodes) + 1
         elif number in self._nodes:
@@ -247,9 +253,21 @@ class Cluster(Generic[R]):
         return node
 
     def _known(self, number: int) -> int:
+        self._check_opened()
         if number not in self._nodes:
-            raise ValueError(f"node {number}: this cluster has the nodes {', '.join(map(str, self._nodes))}")
+            raise ValueError(f"node {number!r}: this cluster has the nodes {', '.join(map(str, self._nodes))}")
         return number
+
+    def _check_opened(self) -> None:
+        if not self._nodes:
+            raise RaftError("this cluster was not opened: use it inside `async with`")
+
+    def _states(self) -> str:
+        status = (node.status() for node in self._nodes.values())
+        return "; ".join(
+            f"node {it.id}: {it.role} in term {it.term}, has applied {it.python_applied} of {it.commit}"
+            for it in status
+        )
 
     def _others(self, number: int) -> list[int]:
         return [other for other in self._nodes if other != self._known(number)]
@@ -267,25 +285,36 @@ class Cluster(Generic[R]):
         It has applied what was committed before its term. A node that was cut off, and does not know yet that it leads
         no more, is not returned.
         """
-        async with asyncio.timeout(timeout):
-            return await _first([_leading(node) for node in self._nodes.values()])
+        self._check_opened()
+        try:
+            async with asyncio.timeout(timeout):
+                return await _first([_leading(node) for node in self._nodes.values()])
+        except TimeoutError:
+            raise TimeoutError(f"no node led a majority within {timeout:g} s: {self._states()}") from None
 
     async def wait_agreement(self, *, timeout: float = 10.0) -> int:
         """Wait until every running node has applied all that is committed, and return that index.
 
         Propose nothing meanwhile. Raises TimeoutError after `timeout` seconds.
         """
-        async with asyncio.timeout(timeout):
-            while True:
-                barriers = (node.read_barrier(timeout=None) for node in self._nodes.values())
-                ends = await asyncio.gather(*barriers, return_exceptions=True)
-                running = [node for node, end in zip(self._nodes.values(), ends, strict=True) if _answered(end)]
-                status = [node.status() for node in running]
-                if not running:
-                    raise RaftError("every node of this cluster is closed: there is no state to agree on")
-                applied = {one.python_applied for one in status}
-                if applied == {max(one.commit for one in status)}:
-                    return applied.pop()
+        self._check_opened()
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._agreement()
+        except TimeoutError:
+            raise TimeoutError(f"the nodes did not agree within {timeout:g} s: {self._states()}") from None
+
+    async def _agreement(self) -> int:
+        while True:
+            barriers = (node.read_barrier(timeout=None) for node in self._nodes.values())
+            ends = await asyncio.gather(*barriers, return_exceptions=True)
+            running = [node for node, end in zip(self._nodes.values(), ends, strict=True) if _answered(end)]
+            status = [node.status() for node in running]
+            if not running:
+                raise RaftError("every node of this cluster is closed: there is no state to agree on")
+            applied = {one.python_applied for one in status}
+            if applied == {max(one.commit for one in status)}:
+                return applied.pop()
 
 
 def _reserved_port() -> socket.socket:

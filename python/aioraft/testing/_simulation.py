@@ -13,7 +13,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from .._core import Entry, World
 from .._errors import RaftError
-from .._state_machine import StateMachine, check, shared
+from .._state_machine import StateMachine, check, check_factory, shared
 from ._clocks import Clock, Clocks
 from ._forms import digest
 from ._replicas import Disagreement, Judge, Record, Replica, has_snapshot
@@ -145,6 +145,7 @@ class Simulation(Generic[R]):
             raise ValueError(f"a seed of {seed}: it must be between 0 and 2**64 - 1")
         if not callable(command) and not command:
             raise ValueError("an empty sequence of commands: there must be one at least to draw")
+        check_factory(factory)
         World(seed, n)
         self._seed = seed
         self._n = n

@@ -22,6 +22,7 @@ It needs no asyncio plugin of its own, so it works with pytest-asyncio in strict
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -85,15 +86,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Called by pytest."""
     group = parser.getgroup("aioraft", "tests with raft_simulation")
     group.addoption("--raft-seeds", type=_positive, metavar="N", help="run them with N seeds: 1 to N")
-    group.addoption("--raft-seed", type=int, metavar="SEED", help="run them with this seed, or with N from this one on")
+    group.addoption(
+        "--raft-seed", type=_seed, metavar="SEED", help="run them with this seed, or with N from this one on"
+    )
     group.addoption("--raft-once", action="store_true", help="not a second time, in a process with other hashes")
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seeds, which is a whole number from 1 on")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= 1 << 64:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed, which is a whole number from 0 to 2**64 - 1")
+    return int(text)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
