@@ -115,12 +115,14 @@ pub enum Mutant {
     BindAnyIdentity,
     /// That a removal is committed is told before it is durable.
     TellRemovalsEarly,
+    /// Entries behind an installed snapshot stay in the log, though it does not hold the snapshot's last one (rule D1).
+    KeepStaleSuffix,
 }
 
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 54] = [
+    pub const ALL: [Self; 55] = [
         Self::AcknowledgeBeforeFsync,
         Self::AnswerEmptyReadyAtOnce,
         Self::ConfirmOneTooMany,
@@ -175,6 +177,7 @@ impl Mutant {
         Self::RepeatChange,
         Self::BindAnyIdentity,
         Self::TellRemovalsEarly,
+        Self::KeepStaleSuffix,
     ];
 }
 

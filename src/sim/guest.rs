@@ -64,6 +64,7 @@ fn kind(fault: Fault) -> &'static str {
     match fault {
         Fault::Crash { .. } => "crash",
         Fault::Transfer { .. } => "leader transfer",
+        Fault::Burst { .. } => "burst",
         Fault::Close { .. } => "close",
         Fault::Pause { .. } => "pause",
         Fault::BlockApplication { .. } => "blocked loop",

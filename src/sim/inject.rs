@@ -26,6 +26,7 @@ impl World {
             Fault::Crash { target, kind, after, down } => {
                 self.with_process(target, |process| (process.crash, process.down) = (Some((after, kind)), down));
             }
+            Fault::Burst { target, calls } => self.burst(target, calls),
             Fault::Transfer { target, to, patience } => self.call_for_leader(target, to, patience),
             Fault::Close { target, drain, down } => {
                 let machine = self.with_process(target, |process| {

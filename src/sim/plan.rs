@@ -95,6 +95,8 @@ pub enum Fault {
     Crash { target: Target, kind: Crash, after: u32, down: Time },
     /// The application calls for another leader: this machine's node, or whoever is furthest.
     Transfer { target: Target, to: Option<usize>, patience: Option<Time> },
+    /// The application calls so many times at once.
+    Burst { target: Target, calls: u32 },
     /// The application closes its node, and starts it again.
     Close { target: Target, drain: Time, down: Time },
     /// The process is stopped (SIGSTOP).
@@ -209,7 +211,7 @@ pub struct Plan {
 
 /// How plans are drawn today. Whoever draws something new counts it up, and draws it from a generator of its own: a seed
 /// of the corpus goes on standing for the plan with which it failed.
-pub const EDITION: u32 = 6;
+pub const EDITION: u32 = 7;
 
 impl Plan {
     /// What `seed` stands for.
@@ -260,6 +262,13 @@ impl Plan {
         let mut rng = Rng::with_seed(seed ^ 0x5eed_0000_0000_0006);
         if edition >= 6 && nodes.is_none() && rng.bool() {
             plan.draw_changes(&mut rng);
+        }
+        if edition >= 7 && plan.troubled_installs {
+            plan.draw_bursts(&mut Rng::with_seed(seed ^ 0x5eed_0000_0000_0007));
+        }
+        if edition >= 7 && plan.spares > 0 {
+            // A newcomer that gets the log in small pieces, two on their way at once, is not there before the world ends.
+            plan.tuning.max_inflight_messages = plan.tuning.max_inflight_messages.max(16);
         }
         plan
     }
@@ -340,6 +349,18 @@ impl Plan {
             self.faults.push(scheduled(at, fault));
             at += lasts + rng.u64(500..2500) * MS;
         }
+    }
+
+    /// Leaders that are cut off have more in their logs than the others have when they find each other again.
+    fn draw_bursts(&mut self, rng: &mut Rng) {
+        let cut_off = self.faults.iter().filter_map(|it| match it.fault {
+            Fault::Isolate { target: target @ Target::LeaderOr(_), .. } => Some((it.at, target)),
+            _ => None,
+        });
+        let bursts = cut_off.map(|(at, target)| scheduled(at + MS, Fault::Burst { target, calls: rng.u32(20..120) }));
+        let bursts = bursts.collect::<Vec<_>>();
+        self.faults.extend(bursts);
+        self.faults.sort_by_key(|scheduled| scheduled.at);
     }
 
     fn first_edition(seed: u64, nodes: Option<usize>) -> Self {

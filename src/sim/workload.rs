@@ -9,7 +9,7 @@ use super::clock::{Time, MS, SECOND};
 use super::event::{Ended, Event};
 use super::network::MachineId;
 use super::objects::{encode, kind, Action, Key, Kind, Operation};
-use super::plan::{Plan, QUIET};
+use super::plan::{Plan, Target, QUIET};
 use super::world::{Happening, World};
 use crate::driver::port::{Proposal, Request};
 use crate::engine::command::Command;
@@ -21,6 +21,9 @@ const GENERATION: Time = 3 * SECOND;
 /// Objects that are in use at the same time.
 const OBJECTS: u64 = 6;
 
+/// A register that nobody else uses: those of bursts follow.
+const APART: Key = 3 << 32;
+
 struct Client {
     machine: MachineId,
     waits: bool,
@@ -28,7 +31,8 @@ struct Client {
 }
 
 struct Call {
-    client: usize,
+    /// Nobody's, if it belongs to a burst.
+    client: Option<usize>,
     machine: MachineId,
     operation: Operation,
 }
@@ -95,28 +99,52 @@ impl World {
         }
         let at = &self.machines[machine];
         let runs = at.paused_until.max(at.blocked_until) <= self.now;
-        let Some(process) = at.process.as_ref().filter(|process| runs && process.closing.is_none()) else {
+        if !at.process.as_ref().is_some_and(|process| runs && process.closing.is_none()) {
             return self.happens(self.now + 100 * MS, Happening::Client(client));
-        };
-        let place = process.place;
+        }
         let operation = self.workload.clients[client].again.take();
         let operation = operation.unwrap_or_else(|| self.workload.operation(self.now));
-        self.workload.last += 1;
-        let token = self.workload.last;
         let patience = match self.workload.rng.u32(0..10) {
             0 => None,
             1..=5 if self.plan.troubled_installs => None,
             1 => Some(self.workload.rng.u64(1..100) * MS),
             _ => Some(self.workload.rng.u64(200..8000) * MS),
         };
+        self.workload.clients[client].waits = true;
+        self.call(Some(client), machine, operation, patience);
+        self.wake_soon(machine);
+    }
+
+    /// An application calls many times at once: a leader that is cut off has a long log that nobody shares then. Each
+    /// call has an object of its own, so that it costs the judge nothing.
+    pub(super) fn burst(&mut self, target: Target, calls: u32) {
+        let machine = self.resolve(target);
+        let at = &self.machines[machine];
+        let runs = at.paused_until.max(at.blocked_until) <= self.now;
+        if !at.process.as_ref().is_some_and(|process| runs && process.closing.is_none()) {
+            return;
+        }
+        for _ in 0..calls {
+            let value = self.workload.last + 1;
+            let operation = Operation { key: APART + 3 * value, action: Action::Write(value) };
+            let patience = self.workload.rng.u64(200..8000) * MS;
+            self.call(None, machine, operation, Some(patience));
+        }
+        self.wake_soon(machine);
+    }
+
+    fn call(&mut self, client: Option<usize>, machine: MachineId, operation: Operation, patience: Option<Time>) {
+        let Some(place) = self.machines[machine].process.as_ref().map(|process| process.place) else { return };
+        self.workload.last += 1;
+        let token = self.workload.last;
         let padding = self.workload.rng.usize(0..=self.plan.padding);
         let deadline_ns = patience.map(|patience| self.machines[machine].clock.now(self.now).boottime_ns + patience);
         let deadline = deadline_ns.map(|deadline_ns| self.machines[machine].clock.time_of(deadline_ns));
         self.figures.calls += 1;
         self.trace.note(self.now, &[10, token, operation.key], || {
-            format!("client {client} on machine {machine}: call {token}, {operation:?}, until {deadline:?}")
+            let who = client.map_or("a burst".into(), |client| format!("client {client}"));
+            format!("{who} on machine {machine}: call {token}, {operation:?}, until {deadline:?}")
         });
-        self.workload.clients[client].waits = true;
         self.workload.open.insert(token, Call { client, machine, operation });
         self.tell(machine, &Event::Called { call: token, operation, deadline });
         self.with(place, |world, process| match operation.action {
@@ -130,7 +158,6 @@ impl World {
                 process.inbox.proposals.push(Proposal { token, command, deadline_ns });
             }
         });
-        self.wake_soon(machine);
     }
 
     /// A call ends; its client goes on after a while.
@@ -139,6 +166,7 @@ impl World {
         self.trace.note(self.now, &[11, token], || format!("call {token} ends: {how:?}"));
         self.figures.answered += u64::from(matches!(how, Ended::Answered { .. }));
         self.tell(machine, &Event::CallEnded { call: token, how });
+        let Some(client) = client else { return };
         let again = how == Ended::NotCommitted && self.workload.rng.bool();
         let waiting = &mut self.workload.clients[client];
         waiting.waits = false;

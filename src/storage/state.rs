@@ -2,6 +2,8 @@
 
 use raft::eraftpb::Entry;
 
+use crate::mutants::{self, Mutant};
+
 use super::{GroupState, GroupWrite, StorageError, TermRun};
 
 /// What a write does to the entries that were there before it.
@@ -74,7 +76,8 @@ impl GroupState {
         }
         // Raft §7: the entries behind the snapshot are kept if the log holds its last entry. Otherwise none of them
         // may stay: those behind it could carry a term that was overruled.
-        if self.term(asked.0) == Some(asked.1) {
+        let is_stale = self.term(asked.0) != Some(asked.1);
+        if !is_stale || (mutants::on(Mutant::KeepStaleSuffix) && asked.0 < self.last_index) {
             change.compact_below = Some(asked.0.saturating_add(1));
         } else {
             change.reset = true;
