@@ -11,6 +11,8 @@ pub enum Mutant {
     AcknowledgeBeforeFsync,
     /// A Ready that writes nothing is answered at once, before the fsyncs of earlier ones (rule P1).
     AnswerEmptyReadyAtOnce,
+    /// What is written in one batch is written youngest first (rule P1).
+    PersistOutOfOrder,
     /// A Ready counts as durable as soon as the one before it is (rule P1).
     ConfirmOneTooMany,
     /// The hard state is not in the batch of its Ready (rule P2).
@@ -122,9 +124,10 @@ pub enum Mutant {
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 55] = [
+    pub const ALL: [Self; 56] = [
         Self::AcknowledgeBeforeFsync,
         Self::AnswerEmptyReadyAtOnce,
+        Self::PersistOutOfOrder,
         Self::ConfirmOneTooMany,
         Self::ForgetHardState,
         Self::CutCacheByIndex,

@@ -8,6 +8,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
 use crate::engine::Persist;
+use crate::mutants::{self, Mutant};
 use crate::storage::snapshot::SnapshotName;
 use crate::storage::{Batch, Figures, LogWriter, StorageError};
 
@@ -190,7 +191,10 @@ pub struct Gathered {
 }
 
 /// One batch of all these tasks, in order.
-pub fn gather(tasks: Vec<Task>) -> Gathered {
+pub fn gather(mut tasks: Vec<Task>) -> Gathered {
+    if mutants::on(Mutant::PersistOutOfOrder) {
+        tasks.reverse();
+    }
     let mut gathered = Gathered::default();
     for task in tasks {
         let batch = &mut gathered.batch;

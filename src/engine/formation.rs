@@ -129,7 +129,9 @@ impl Report {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Mismatch {
     /// Not one of the members.
-    #[error("node {0} is not a member of this cluster: if it is to be one, add it with add_learner()")]
+    #[error(
+        "node {0} is not a member of this cluster: if it is to be one, add it first (`add_learner`, or `aioraft add`)"
+    )]
     Stranger(NodeId),
     /// Was one, and is one no longer.
     #[error("node {0} was removed from this cluster: ids are never used again, start it as a new member")]

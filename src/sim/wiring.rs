@@ -349,7 +349,7 @@ impl World {
         if !connection.open[1 - sender] {
             return;
         }
-        let peer = connection.hellos[sender].from;
+        let (peer, recipient) = (connection.hellos[sender].from, connection.hellos[sender].to);
         if self.wires.loss_per_mille > 0 && self.rng.u32(0..1000) < self.wires.loss_per_mille {
             self.figures.lost += 1;
             return;
@@ -358,7 +358,7 @@ impl World {
         self.figures.late += u64::from(*newest > id);
         *newest = id.max(*newest);
         self.trace.note(self.now, &[8, id, fingerprint(&packet)], || {
-            format!("machine {from} -> {}: {}", to.machine, describe(&packet))
+            format!("node {peer} -> node {recipient}: {}", describe(&packet))
         });
         let Some(process) = self.process(to) else { return };
         process.occurred.push(Occurred::Arrived(peer, packet));
