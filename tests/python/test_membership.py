@@ -612,7 +612,7 @@ async def test_a_node_that_nobody_has_added_waits_and_founds_nothing(
             config=TEST_CONFIG,
         )
         async with node:
-            with pytest.raises(aioraft.ReadTimeoutError, match=r"add_learner\(\)"):
+            with pytest.raises(aioraft.ReadTimeoutError, match=r"add it first \(`add_learner`, or `aioraft add`\)"):
                 await node.ready(timeout=2.0)
             assert node.status().role == "forming"
             await leader.add_learner(3, "127.0.0.1:1")
