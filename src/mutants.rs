@@ -119,12 +119,14 @@ pub enum Mutant {
     TellRemovalsEarly,
     /// Entries behind an installed snapshot stay in the log, though it does not hold the snapshot's last one (rule D1).
     KeepStaleSuffix,
+    /// A newcomer by its name takes the place of whoever is not there, whatever that one is called.
+    DisplaceAnybody,
 }
 
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 56] = [
+    pub const ALL: [Self; 57] = [
         Self::AcknowledgeBeforeFsync,
         Self::AnswerEmptyReadyAtOnce,
         Self::PersistOutOfOrder,
@@ -181,6 +183,7 @@ impl Mutant {
         Self::BindAnyIdentity,
         Self::TellRemovalsEarly,
         Self::KeepStaleSuffix,
+        Self::DisplaceAnybody,
     ];
 }
 

@@ -11,6 +11,7 @@
 //! | `persister` | the thread that keeps the log |
 //! | `gate` | who may connect |
 //! | `identity` | the node's own record |
+//! | `initiative` | what a node changes of the members by itself |
 //! | `witness` | what is remembered of a peer, so that a rolled-back one is known |
 //! | [`inspect`] | what a data directory holds, without a node |
 //! | [`recover`] | a cluster that has lost its quorum for good goes on from one directory |
@@ -21,6 +22,7 @@ pub mod clock;
 pub mod faults;
 pub(crate) mod gate;
 pub(crate) mod identity;
+pub(crate) mod initiative;
 pub mod inspect;
 mod node;
 pub mod options;

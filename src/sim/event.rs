@@ -81,6 +81,8 @@ pub enum Event<'a> {
     CalledForChange { call: Token, deadline: Option<Time>, changes: &'a [Change] },
     /// That call ends.
     ChangeCallEnded { call: Token, how: &'a ChangeEnded },
+    /// A node that joined by its name asks for this member's removal, which has lost its disk or has not.
+    Displaces { id: NodeId, is_healthy: bool },
     /// A formed node has got further, with these members.
     Members(Standpoint<'a>),
     /// A node tells another that it has its vote in this term.
@@ -159,4 +161,6 @@ pub struct Ending {
     pub recovers: bool,
     /// Nodes that were removed, could have heard so, and run on.
     pub removed_and_runs: Vec<NodeId>,
+    /// Members that joined by their names and have no vote.
+    pub without_a_vote: Vec<NodeId>,
 }

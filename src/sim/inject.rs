@@ -226,6 +226,10 @@ impl World {
         self.machines[machine].old = image.boot > 0;
         self.machines[machine].put_back(image);
         self.machines[machine].out = true;
+        // The next directory is another one.
+        if let Some(joins) = &mut self.machines[machine].joins {
+            joins.identity = None;
+        }
     }
 
     /// The disk as it was at `copied`, for the fault that puts it to use.

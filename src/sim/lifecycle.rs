@@ -12,7 +12,8 @@ use super::plan::{Crash, HEALED};
 use super::round::{note_acknowledged, record_if, store_stage, tell_durable};
 use super::world::{Happening, World};
 use crate::driver::gate::{Gate, Members};
-use crate::driver::identity::Drawn;
+use crate::driver::identity::{self, Drawn};
+use crate::driver::options::Joins;
 use crate::driver::persister::{gather, Answer};
 use crate::driver::start::{resume, Resumed};
 use crate::driver::{AdminFrom, Listen, Options};
@@ -62,6 +63,15 @@ impl World {
         let (machine, id) = (place.machine, self.machines[place.machine].node);
         let kept = self.machines[machine].kept.clone();
         let listed = wrong.unwrap_or_else(|| self.machines[machine].listed.clone());
+        let mut opened = self.machines[machine].disk.open().map_err(|error| error.to_string())?;
+        opened.snapshots = self.machines[machine].snapshots.clone();
+        let mut drawn = Drawn { identity: self.rng.u128(..), nonce: self.rng.u64(..), seed: self.rng.u64(..) };
+        // A directory that was made before keeps its identity.
+        let is_new = !opened.node_records.contains_key(identity::KEY);
+        let joins = self.machines[machine].joins.clone();
+        let joins = joins.map(|Joins { name, identity }| Joins { name, identity: identity.filter(|_| is_new) });
+        drawn.identity = joins.as_ref().and_then(|joins| joins.identity).unwrap_or(drawn.identity);
+        let name = joins.as_ref().map(|joins| joins.name.clone());
         let options = Options {
             id,
             members: listed.clone(),
@@ -74,12 +84,9 @@ impl World {
             durable_applied: kept.as_ref().map(|kept| kept.through),
             logger: slog::Logger::root(slog::Discard, slog::o!()),
             dispatch: tracing::Dispatch::none(),
-            joins: None,
+            joins,
             faults: None,
         };
-        let drawn = Drawn { identity: self.rng.u128(..), nonce: self.rng.u64(..), seed: self.rng.u64(..) };
-        let mut opened = self.machines[machine].disk.open().map_err(|error| error.to_string())?;
-        opened.snapshots = self.machines[machine].snapshots.clone();
         let group = opened.groups.get(&APPLICATION_GROUP);
         let (begin, end) = group.map_or((BOOTSTRAP, 0), |state| (state.truncated, state.last_index));
         let log = opened.reader.entries(APPLICATION_GROUP, begin.0 + 1, end + 1, u64::MAX);
@@ -99,6 +106,7 @@ impl World {
         Ok(Process {
             place,
             id,
+            name,
             engine,
             gate: Gate::new(members.clone(), Arc::default(), AdminFrom::Localhost),
             members,
@@ -116,7 +124,6 @@ impl World {
             reported: self.now,
             told_durable: 0,
             own_changes: 0,
-            own_change: false,
             leaving: BTreeMap::new(),
             told: None,
             ticks: 0,

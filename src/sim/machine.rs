@@ -12,6 +12,7 @@ use super::plan::Crash;
 use super::snapshots::copy;
 use super::state::State;
 use crate::driver::gate::{Gate, Members};
+use crate::driver::options::Joins;
 use crate::driver::persister::{Answer, Gathered, Task};
 use crate::driver::port::{Completion, InboxBatch};
 use crate::engine::formation::Stage;
@@ -51,6 +52,8 @@ pub struct Machine {
     pub listed: BTreeMap<NodeId, String>,
     /// Another one, for the next start only.
     pub members: Option<BTreeMap<NodeId, String>>,
+    /// How the node here joins, if it does so by its name: as whom, and with which new data directory.
+    pub joins: Option<Joins>,
     /// Where it is reached: that changes when the node moves.
     pub port: u16,
     /// A node is meant to run here.
@@ -82,6 +85,7 @@ impl Machine {
             disk_fails: false,
             listed: BTreeMap::new(),
             members: None,
+            joins: None,
             port: PORT,
             runs: true,
             out: false,
@@ -196,6 +200,8 @@ pub struct Process {
     pub place: Place,
     /// The node.
     pub id: NodeId,
+    /// What it is called, if it joins by its name.
+    pub name: Option<String>,
     /// Under test.
     pub engine: Engine,
     /// Under test.
@@ -232,7 +238,6 @@ pub struct Process {
     pub told_durable: u64,
     /// Changes of the members that it makes by itself and that have not ended; one more is not begun before.
     pub own_changes: usize,
-    pub own_change: bool,
     /// Removed members that are still connected, and until when.
     pub leaving: BTreeMap<NodeId, Time>,
     /// What the checkers were told last of the engine.
@@ -255,6 +260,11 @@ pub struct Process {
 
 /// Where nodes are reached that have never moved.
 pub const PORT: u16 = 7400;
+
+/// What the node on machine `id` is called, where it joins by its name.
+pub fn name(id: MachineId) -> String {
+    format!("node-{id}")
+}
 
 /// Where machine `id` is reached.
 pub fn address(id: MachineId, port: u16) -> String {

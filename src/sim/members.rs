@@ -13,6 +13,7 @@ use super::plan::{Crash, HEALED};
 use super::round::put;
 use super::world::{Happening, World};
 use crate::driver::gate::Members;
+use crate::driver::initiative::Initiative;
 use crate::engine::membership::{Change, Membership};
 use crate::engine::{NodeId, Token, BOOTSTRAP};
 
@@ -28,7 +29,9 @@ pub(super) fn dialled(members: &Members, listed: &BTreeMap<NodeId, String>) -> B
     let membership = members.formation.membership();
     let addresses = members.formation.others().into_iter().filter_map(|peer| {
         let known = membership.members.get(&peer).map(|member| &member.address).filter(|address| !address.is_empty());
-        Some((peer, known.or_else(|| listed.get(&peer))?.clone()))
+        // Whoever was reached where this node is now is gone.
+        let address = known.or_else(|| listed.get(&peer)).filter(|address| **address != members.advertise)?;
+        Some((peer, address.clone()))
     });
     addresses.collect()
 }
@@ -50,7 +53,7 @@ fn advertised(process: &Process) -> String {
     process.members.borrow().advertise.clone()
 }
 
-fn is_connected(process: &Process, peer: NodeId) -> bool {
+pub(super) fn is_connected(process: &Process, peer: NodeId) -> bool {
     process.peers.get(&peer).is_some_and(|peer| peer.route().is_some())
 }
 
@@ -94,7 +97,8 @@ impl World {
         let address = |membership: &Membership, id| membership.members.get(id).map(|member| member.address.clone());
         for (id, member) in after.members.iter().filter(|(id, _)| **id != me) {
             let is_news = address(&before, id).as_ref() != Some(&member.address);
-            if is_news && !member.address.is_empty() {
+            let is_here = member.address == advertised(process);
+            if is_news && !is_here && !member.address.is_empty() {
                 self.set_peer(process, *id, &member.address);
             }
         }
@@ -146,13 +150,22 @@ impl World {
             let connections = process.peers.get(&gone).map(|peer| peer.connections().collect::<Vec<_>>());
             connections.into_iter().flatten().for_each(|connection| self.close_local(process, connection));
         }
-        if process.own_change || process.engine.leader().0.is_none() {
+        if process.own_changes > 0 || process.closing.is_some() {
             return;
         }
-        let Some(change) = newcomer(process).or_else(|| moved(process)) else { return };
-        process.own_change = true;
+        let changes = {
+            let (members, name) = (process.members.borrow(), process.name.as_ref());
+            let is_connected = |id| is_connected(process, id);
+            Initiative { engine: &process.engine, members: &members, name, is_connected: &is_connected }.next()
+        };
+        let Some(changes) = changes else { return };
+        for change in &changes {
+            if let Change::Remove(id) = change {
+                self.tell(machine, &Event::Displaces { id: *id, is_healthy: self.is_healthy(*id) });
+            }
+        }
         let deadline_ns = self.machines[machine].clock.now(self.now).boottime_ns + OWN_CHANGE;
-        self.change_by_itself(machine, process, &[change], deadline_ns);
+        self.change_by_itself(machine, process, &changes, deadline_ns);
     }
 
     /// In some worlds a change that is appended, or that takes effect, is the moment at which things go wrong.
@@ -242,6 +255,14 @@ impl World {
         machines.filter(|machine| machine.runs && !machine.out).any(|machine| machine.node == id)
     }
 
+    /// Nodes that joined by their names, have had the time to get a vote, and have none.
+    pub(super) fn wait_for_votes(&self, newest: &Newest) -> Vec<NodeId> {
+        let machines = self.machines[..self.plan.machines()].iter().filter(|machine| !machine.out);
+        let named = machines.filter_map(|machine| machine.process.as_ref()).filter(|process| process.name.is_some());
+        let waiting = named.map(|process| process.id).filter(|id| newest.members.contains(id));
+        waiting.filter(|id| !newest.conf.voters.contains(id)).collect()
+    }
+
     /// Nodes that run on though they were removed. One that knows of no member any more cannot hear so.
     pub(super) fn removed_and_runs(&self, newest: &Newest) -> Vec<NodeId> {
         let is_removed = |id: NodeId| newest.retired.iter().any(|(first, last)| (*first..=*last).contains(&id));
@@ -289,24 +310,4 @@ fn has_quorum(conf: &ConfState, is_there: impl Fn(NodeId) -> bool) -> bool {
     let decides =
         |half: &[NodeId]| half.is_empty() || 2 * half.iter().filter(|voter| is_there(**voter)).count() > half.len();
     decides(&conf.voters) && decides(&conf.voters_outgoing)
-}
-
-fn newcomer(process: &Process) -> Option<Change> {
-    if process.engine.leader().0 != Some(process.id) {
-        return None;
-    }
-    let members = process.members.borrow();
-    let unbound = members.formation.others().into_iter().filter(|id| members.formation.unbound(*id));
-    let mut met = unbound.filter(|id| is_connected(process, *id)).filter_map(|id| {
-        let identity = members.record.peers.get(&id)?.identity;
-        Some(Change::Update { id, identity, address: String::new(), metadata: None })
-    });
-    met.next()
-}
-
-fn moved(process: &Process) -> Option<Change> {
-    let known = &process.engine.membership().members.get(&process.id)?.address;
-    let address = advertised(process);
-    let is_elsewhere = !known.is_empty() && !address.is_empty() && *known != address;
-    is_elsewhere.then_some(Change::Update { id: process.id, identity: 0, address, metadata: None })
 }

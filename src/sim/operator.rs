@@ -1,15 +1,19 @@
 //! Whoever changes the members: machines join with empty disks, get votes, lose them and leave, one by one and several at once,
 //! through any node. What is asked for is chosen from what the asked node knows, so that it may be out of date.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::clock::{Time, MS, SECOND};
 use super::event::{ChangeEnded, Event};
-use super::machine::{Image, Process};
+use super::machine::{name, Image, Process};
+use super::members::is_connected;
 use super::network::MachineId;
 use super::plan::{Ask, JoinId, Target, HEALED};
 use super::world::{Happening, World};
+use crate::driver::initiative::{runs_under, NAME};
+use crate::driver::options::Joins;
 use crate::driver::port::Request;
+use crate::engine::formation::Identity;
 use crate::engine::membership::{Change, Member, Membership, Metadata};
 use crate::engine::{NodeId, Token};
 
@@ -33,15 +37,23 @@ pub(super) struct Again {
 struct Wish {
     changes: Vec<Change>,
     /// The machine that is started when the cluster has chosen an id for it.
-    joins: Option<MachineId>,
+    joins: Option<Newcomer>,
     /// It cannot be.
     is_vain: bool,
+}
+
+/// A machine that joins.
+#[derive(Clone, Debug)]
+struct Newcomer {
+    machine: MachineId,
+    /// By its name, if it does so by itself.
+    by: Option<Joins>,
 }
 
 struct Call {
     machine: MachineId,
     again: Option<Again>,
-    joins: Option<MachineId>,
+    joins: Option<Newcomer>,
 }
 
 /// The operator's calls.
@@ -51,6 +63,8 @@ pub(super) struct Operator {
     calls: Token,
     ids: NodeId,
     has_moved: bool,
+    /// Data directories of those who join by their names.
+    made: BTreeSet<Identity>,
 }
 
 impl Operator {
@@ -102,7 +116,9 @@ impl World {
             let later = self.now + self.rng.u64(1..3000) * MS;
             self.happens(later, Happening::AskAgain(Box::new(again)));
         }
-        let again = (!wish.is_vain && self.rng.bool()).then(|| Again {
+        // Whoever joins by itself asks until it has its place.
+        let is_by_name = wish.joins.as_ref().is_some_and(|joins| joins.by.is_some());
+        let again = (is_by_name || !wish.is_vain && self.rng.bool()).then(|| Again {
             at: self.rng.usize(0..self.plan.machines()),
             wish: wish.clone(),
             patience,
@@ -114,13 +130,24 @@ impl World {
     pub(super) fn ask_again(&mut self, again: Again) {
         let Again { at, wish, patience } = again;
         if self.now < HEALED && self.caller(at).is_some() && (wish.is_vain || self.survives(&wish.changes)) {
-            self.call_for_change(at, wish, patience, None);
+            let is_by_name = wish.joins.as_ref().is_some_and(|joins| joins.by.is_some());
+            let again =
+                is_by_name.then(|| Again { at: self.rng.usize(0..self.plan.machines()), wish: wish.clone(), patience });
+            self.call_for_change(at, wish, patience, again);
         }
     }
 
     fn call_for_change(&mut self, machine: MachineId, wish: Wish, patience: Option<Time>, again: Option<Again>) {
         let Some(process) = self.caller(machine) else { return };
         let place = process.place;
+        // As `driver::node::admin` has it.
+        if let Some(Joins { name, identity: Some(identity) }) = wish.joins.as_ref().and_then(|joins| joins.by.as_ref())
+        {
+            let runs = |id| id == process.id || is_connected(process, id);
+            if runs_under(name, *identity, process.engine.membership(), runs).is_some() {
+                return self.ask_later(again);
+            }
+        }
         let members = process.engine.membership().members.keys().copied().collect::<Vec<_>>();
         let token = FIRST + self.operator.calls;
         self.operator.calls += 1;
@@ -146,7 +173,7 @@ impl World {
     fn mark(&mut self, changes: &mut Vec<Change>, members: &[NodeId], token: Token) {
         let note = Metadata::from([("call".to_owned(), token.to_string())]);
         if let [Change::AddLearner { member, .. }] = changes.as_mut_slice() {
-            member.metadata = note;
+            member.metadata.extend(note);
             return;
         }
         let is_touched = |id: &NodeId| changes.iter().any(|change| concerns(change) == *id);
@@ -163,16 +190,24 @@ impl World {
         self.figures.changes += u64::from(matches!(how, ChangeEnded::Done { .. }));
         self.tell(machine, &Event::ChangeCallEnded { call: token, how });
         match (how, joins) {
-            (ChangeEnded::Done { ids, .. }, Some(joins)) if self.is_free(joins) && self.now < HEALED => {
-                self.begin_newcomer(joins, ids[0]);
-            }
-            (ChangeEnded::Done { .. }, _) => {}
-            _ => {
-                if let Some(again) = again {
-                    let later = self.now + self.rng.u64(1..2000) * MS;
-                    self.happens(later, Happening::AskAgain(Box::new(again)));
+            (ChangeEnded::Done { ids, .. }, Some(Newcomer { machine, by })) => {
+                // A data directory is made once: one that is lost does not come back with the second answer.
+                let identity = by.as_ref().and_then(|by| by.identity);
+                let is_made = identity.is_some_and(|identity| self.operator.made.contains(&identity));
+                if self.is_free(machine) && !is_made && self.now < HEALED {
+                    self.operator.made.extend(identity);
+                    self.begin_newcomer(machine, ids[0], by);
                 }
             }
+            (ChangeEnded::Done { .. }, None) => {}
+            _ => self.ask_later(again),
+        }
+    }
+
+    fn ask_later(&mut self, again: Option<Again>) {
+        if let Some(again) = again {
+            let later = self.now + self.rng.u64(1..2000) * MS;
+            self.happens(later, Happening::AskAgain(Box::new(again)));
         }
     }
 
@@ -192,6 +227,7 @@ impl World {
         let wish = |changes| Some(Wish { changes, joins: None, is_vain: false });
         match ask {
             Ask::Join { machine, id } => self.choose_newcomer(view, machine, id),
+            Ask::JoinByName { machine } => self.choose_namesake(machine),
             Ask::Promote => match self.one_of(&view.learners) {
                 Some(learner) => wish(vec![Change::Promote(learner)]),
                 None => self.choose_newcomer(view, 0, JoinId::New),
@@ -261,25 +297,40 @@ impl World {
     }
 
     fn choose_newcomer(&mut self, view: &View, machine: MachineId, id: JoinId) -> Option<Wish> {
-        let machines = self.plan.machines();
-        let machine = (0..machines).map(|step| (machine + step) % machines).find(|machine| self.is_free(*machine))?;
+        let machine = self.free_machine(machine)?;
         let used = view.membership.retired.intervals().iter().map(|(first, _)| *first).collect::<Vec<_>>();
         let used = self.one_of(&used).filter(|_| id == JoinId::Used);
         let address = self.address(machine);
         let member = Member { address, ..Default::default() };
         if id == JoinId::Open {
             let changes = vec![Change::AddLearner { id: 0, member }];
-            return Some(Wish { changes, joins: Some(machine), is_vain: false });
+            return Some(Wish { changes, joins: Some(Newcomer { machine, by: None }), is_vain: false });
         }
         let id = used.unwrap_or_else(|| self.operator.new_id());
-        self.begin_newcomer(machine, id);
+        self.begin_newcomer(machine, id, None);
         // Nobody lets it in.
         self.machines[machine].out = used.is_some();
         Some(Wish { changes: vec![Change::AddLearner { id, member }], joins: None, is_vain: used.is_some() })
     }
 
+    /// A machine asks for a place under its name, for the data directory that it is about to make.
+    fn choose_namesake(&mut self, machine: MachineId) -> Option<Wish> {
+        let machine = self.free_machine(machine)?;
+        let (name, identity) = (name(machine), self.rng.u128(1..));
+        let metadata = Metadata::from([(NAME.to_owned(), name.clone())]);
+        let member = Member { identity, address: self.address(machine), metadata };
+        let by = Some(Joins { name, identity: Some(identity) });
+        let changes = vec![Change::AddLearner { id: 0, member }];
+        Some(Wish { changes, joins: Some(Newcomer { machine, by }), is_vain: false })
+    }
+
+    fn free_machine(&self, first: MachineId) -> Option<MachineId> {
+        let machines = self.plan.machines();
+        (0..machines).map(|step| (first + step) % machines).find(|machine| self.is_free(*machine))
+    }
+
     /// A node starts on a machine with an empty disk, with the members that there are and itself on its list.
-    fn begin_newcomer(&mut self, machine: MachineId, id: NodeId) {
+    fn begin_newcomer(&mut self, machine: MachineId, id: NodeId, by: Option<Joins>) {
         self.kill(machine, SECOND);
         let members = self.newest_members().members;
         let reached = |id: NodeId| {
@@ -295,6 +346,8 @@ impl World {
         (at.node, at.listed, at.members) = (id, listed, None);
         (at.runs, at.out, at.old, at.disk_fails) = (true, false, false, false);
         self.figures.joined += 1;
+        self.figures.named += u64::from(by.is_some());
+        self.machines[machine].joins = by;
         let begins = self.now + self.rng.u64(0..2000) * MS;
         self.start_at(machine, begins);
     }

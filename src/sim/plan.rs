@@ -46,6 +46,8 @@ pub enum Crash {
 pub enum Ask {
     /// A machine with an empty disk becomes a member: one that has never been any, or that was removed, or lost its disk.
     Join { machine: usize, id: JoinId },
+    /// Such a machine joins by its name, which it had before or not: it gets its vote by itself.
+    JoinByName { machine: usize },
     /// A learner gets a vote.
     Promote,
     /// A voter becomes a learner.
@@ -205,6 +207,8 @@ pub struct Plan {
     pub troubled_installs: bool,
     /// They come when a change of the members is appended or takes effect.
     pub troubled_changes: bool,
+    /// Nodes have names: those who found the cluster, and those who join by them.
+    pub names: bool,
     /// In order of their times.
     pub faults: Vec<Scheduled>,
 }
@@ -262,6 +266,10 @@ impl Plan {
         let mut rng = Rng::with_seed(seed ^ 0x5eed_0000_0000_0006);
         if edition >= 6 && nodes.is_none() && rng.bool() {
             plan.draw_changes(&mut rng);
+            let mut rng = Rng::with_seed(seed ^ 0x5eed_0000_0000_0007);
+            if edition >= 7 && rng.bool() {
+                plan.draw_names(&mut rng);
+            }
         }
         if edition >= 7 && plan.troubled_installs {
             plan.draw_bursts(&mut Rng::with_seed(seed ^ 0x5eed_0000_0000_0007));
@@ -315,6 +323,27 @@ impl Plan {
                 _ => fault(rng, kind, machines, at),
             };
             self.faults.push(scheduled(at, fault));
+        }
+        self.faults.sort_by_key(|scheduled| scheduled.at);
+    }
+
+    /// Nodes have names; disks are lost, and their machines join again by theirs.
+    fn draw_names(&mut self, rng: &mut Rng) {
+        self.names = true;
+        let machines = self.machines();
+        for _ in 0..*pick(rng, &[1, 3, 6]) {
+            let at = rng.u64(4 * SECOND..HEALED - 8 * SECOND);
+            let machine = rng.usize(0..machines);
+            let target = if rng.u32(0..3) == 0 { Target::LeaderOr(machine) } else { Target::Machine(machine) };
+            let down = rng.u64(1..70).pow(2) * MS;
+            self.faults.push(scheduled(at, Fault::Wipe { target, down }));
+        }
+        for _ in 0..*pick(rng, &[4, 10, 20]) {
+            let at = rng.u64(3 * SECOND..HEALED - 3 * SECOND);
+            let target = Target::Machine(rng.usize(0..machines));
+            let ask = Ask::JoinByName { machine: rng.usize(0..machines) };
+            let patience = Some(rng.u64(200..5000) * MS);
+            self.faults.push(scheduled(at, Fault::Change { at: target, ask, patience, twice: rng.u32(0..4) == 0 }));
         }
         self.faults.sort_by_key(|scheduled| scheduled.at);
     }
@@ -387,6 +416,7 @@ impl Plan {
             keeps_state: false,
             troubled_installs: false,
             troubled_changes: false,
+            names: false,
             faults: faults(&mut rng, nodes),
         }
     }

@@ -332,7 +332,6 @@ impl World {
                 process.completions.push(Completion::Snapshot { token, index }.into());
             }
             Effect::Changed { token: OWN, .. } | Effect::Failed { token: OWN, .. } => {
-                process.own_change = false;
                 process.own_changes -= 1;
             }
             Effect::Failed { token, failure } => process.completions.push(Completion::Failed { token, failure }.into()),

@@ -13,12 +13,13 @@ use super::clock::{Clock, Time, MS, SECOND};
 use super::disk::Disk;
 use super::event::{Ending, Event, Standing, Stopped};
 use super::guest::Guest;
-use super::machine::{address, Machine, PORT};
+use super::machine::{address, name, Machine, PORT};
 use super::network::{ConnectionId, MachineId, Occurred, Place, Wires};
 use super::operator::{Again, Operator};
 use super::plan::{Fault, Plan, Since, Target, END, HEALED};
 use super::trace::Trace;
 use super::workload::Workload;
+use crate::driver::options::Joins;
 use crate::engine::command::Command;
 use crate::engine::{NodeId, Token};
 use crate::storage::snapshot::{Head, SnapshotFile};
@@ -120,6 +121,8 @@ pub struct Figures {
     pub changes: u64,
     /// Nodes that were started with an empty disk, to join.
     pub joined: u64,
+    /// Of which joined by their names.
+    pub named: u64,
     /// Connections that were refused.
     pub refused: u64,
     /// Snapshots that were taken.
@@ -199,7 +202,8 @@ impl World {
         for id in 0..plan.nodes {
             let clock = Clock::new(&mut world.rng);
             let machine = Machine::new(id as NodeId + 1, clock, Disk::new(plan.files));
-            world.machines.push(Machine { listed: founders.clone(), ..machine });
+            let joins = plan.names.then(|| Joins { name: name(id), identity: None });
+            world.machines.push(Machine { listed: founders.clone(), joins, ..machine });
             let at = world.rng.u64(0..SECOND);
             world.start_at(id, at);
         }
@@ -367,6 +371,7 @@ impl World {
         });
         let healthy = healthy.collect::<Vec<_>>();
         let recovers = newest.has_quorum(|id| self.is_healthy(id)) && !self.may_never_form;
-        Ending { healthy, recovers, removed_and_runs: self.removed_and_runs(&newest) }
+        let (removed_and_runs, without_a_vote) = (self.removed_and_runs(&newest), self.wait_for_votes(&newest));
+        Ending { healthy, recovers, removed_and_runs, without_a_vote }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Node;
 use crate::driver::clock;
 use crate::driver::gate::Ended;
+use crate::driver::initiative::{runs_under, NAME};
 use crate::driver::port::{PeerStatus, DRIVER_TOKEN};
 use crate::engine::formation::Identity;
 use crate::engine::membership::{decode_changes, Change, Metadata};
@@ -12,9 +13,6 @@ use crate::engine::{membership, Effect, Failure, NodeId, Token};
 use crate::transport::admin_messages::{
     Answer, Ask, Changed, Join, Joined, Member, Members, Peer, Problem, ProblemKind, Request, Response, Status,
 };
-
-/// Under this key stands a member's name in its metadata.
-pub(super) const NAME: &str = "name";
 
 /// Whom to answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,20 +133,13 @@ impl Node {
             let reason = "whoever joins says its name, its address and the identity of its data directory";
             return Err(Problem::new(ProblemKind::Refused, reason));
         }
-        let namesakes = members
-            .formation
-            .membership()
-            .members
-            .iter()
-            .filter(|(_, member)| member.identity != identity && member.metadata.get(NAME) == Some(&join.name));
-        for (id, _) in namesakes {
-            if *id == self.id || self.network.connected(*id) {
-                let reason = format!(
-                    "node {id} runs under the name {:?}: stop it first, or give the new node another name",
-                    join.name
-                );
-                return Err(Problem::new(ProblemKind::Refused, reason));
-            }
+        let runs = |id| id == self.id || self.network.connected(id);
+        if let Some(id) = runs_under(&join.name, identity, members.formation.membership(), runs) {
+            let reason = format!(
+                "node {id} runs under the name {:?}: stop it first, or give the new node another name",
+                join.name
+            );
+            return Err(Problem::new(ProblemKind::Refused, reason));
         }
         let mut metadata: Metadata = join.metadata.clone();
         metadata.insert(NAME.into(), join.name.clone());

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::admin::NAME;
 use super::Node;
 use crate::driver::gate::{Ended, Members};
+use crate::driver::initiative::Initiative;
 use crate::driver::port::Completion;
 use crate::engine::membership::{Change, Membership};
 use crate::engine::{NodeId, Token};
@@ -110,8 +110,7 @@ impl Node {
         self.members.borrow().advertise.clone()
     }
 
-    /// What a node changes by itself, one thing at a time: the leader binds the data directory of a newcomer to its id (rule
-    /// M1), and every node says where it is reached now (design decision 11).
+    /// What a node changes by itself (`driver::initiative`), and whom it hangs up on.
     pub(super) fn look_after_members(&mut self) {
         let now = Instant::now();
         let over = self.leaving.iter().filter(|(_, until)| **until <= now).map(|(id, _)| *id).collect::<Vec<_>>();
@@ -119,10 +118,15 @@ impl Node {
             self.leaving.remove(&gone);
             self.network.remove_peer(gone);
         }
-        if self.own_changes > 0 || self.closing.is_some() || self.engine.leader().0.is_none() {
+        if self.own_changes > 0 || self.closing.is_some() {
             return;
         }
-        let changes = self.newcomer().or_else(|| self.moved()).map(|change| vec![change]).or_else(|| self.grown_up());
+        let changes = {
+            let members = self.members.borrow();
+            let name = self.options.joins.as_ref().map(|joins| &joins.name);
+            let is_connected = |id| self.network.connected(id);
+            Initiative { engine: &self.engine, members: &members, name, is_connected: &is_connected }.next()
+        };
         let Some(changes) = changes else { return };
         let deadline_ns = super::clock::boottime_ns().saturating_add(OWN_CHANGE.as_nanos() as u64);
         self.change_own(&changes, deadline_ns);
@@ -131,52 +135,5 @@ impl Node {
     fn change_own(&mut self, changes: &[Change], deadline_ns: u64) {
         self.own_changes += 1;
         self.engine.handle_change(OWN, changes, deadline_ns);
-    }
-
-    fn newcomer(&self) -> Option<Change> {
-        if self.engine.leader().0 != Some(self.id) {
-            return None;
-        }
-        let members = self.members.borrow();
-        let unbound = members.formation.others().into_iter().filter(|id| members.formation.unbound(*id));
-        let mut met = unbound.filter(|id| self.network.connected(*id)).filter_map(|id| {
-            let identity = members.record.peers.get(&id)?.identity;
-            Some(Change::Update { id, identity, address: String::new(), metadata: None })
-        });
-        met.next()
-    }
-
-    /// A node that joins by itself asks for its vote, which the leader gives it when it has caught up. Whoever had its name
-    /// before is gone: its data directory is lost, or it could not have come as a new member. One that has no name yet, as a
-    /// founder that was lost at once, is known by its address.
-    fn grown_up(&self) -> Option<Vec<Change>> {
-        let name = &self.options.joins.as_ref()?.name;
-        let membership = self.engine.membership();
-        if !membership.members.contains_key(&self.id) || self.engine.conf_state().voters.contains(&self.id) {
-            return None;
-        }
-        let namesakes = membership.members.iter().filter(|(id, member)| {
-            let is_gone = **id != self.id && !self.network.connected(**id);
-            let is_here = !member.address.is_empty() && member.address == self.advertised();
-            is_gone && member.metadata.get(NAME).map_or(is_here, |known| known == name)
-        });
-        let gone = namesakes.map(|(id, _)| Change::Remove(*id));
-        Some(std::iter::once(Change::Promote(self.id)).chain(gone).collect())
-    }
-
-    /// Where this node is reached, and what it is called, if the log says something else.
-    fn moved(&self) -> Option<Change> {
-        let known = self.engine.membership().members.get(&self.id)?;
-        let address = self.advertised();
-        let is_elsewhere = !known.address.is_empty() && !address.is_empty() && known.address != address;
-        // A founder's name is nowhere yet.
-        let name = self.options.joins.as_ref().map(|joins| &joins.name);
-        let is_nameless = name.is_some() && known.metadata.get(NAME) != name;
-        let metadata = name.filter(|_| is_nameless).map(|name| {
-            let mut metadata = known.metadata.clone();
-            metadata.insert(NAME.into(), name.clone());
-            metadata
-        });
-        (is_elsewhere || is_nameless).then_some(Change::Update { id: self.id, identity: 0, address, metadata })
     }
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use self::model::{Became, Model, Said, State};
 use super::{Checker, Scene, Verdict};
+use crate::driver::initiative::NAME;
 use crate::engine::formation::Identity;
 use crate::engine::membership::{Change, Membership};
 use crate::engine::{NodeId, BOOTSTRAP};
@@ -163,6 +164,9 @@ impl Checker for Members {
             }
             Event::CalledForChange { call, changes, .. } => drop(self.calls.insert(*call, changes.to_vec())),
             Event::ChangeCallEnded { call, how } => return self.ended(*call, how),
+            Event::Displaces { id, is_healthy: true } => {
+                return Err(format!("it takes the place of node {id}, which has lost nothing"));
+            }
             Event::Stopped { why: Stopped::Removed(id) } => drop(self.left.insert(*id)),
             _ => {}
         }
@@ -183,6 +187,9 @@ impl Checker for Members {
         if ending.recovers && self.model.state.is_joint() && self.joint_since + LEFT_WITHIN < END {
             return Err(format!("a joint configuration was never left: {:?}", self.model.state));
         }
+        if let Some(id) = ending.without_a_vote.first().filter(|_| ending.recovers) {
+            return Err(format!("node {id} joined by its name, and has no vote"));
+        }
         match ending.removed_and_runs.first() {
             Some(id) => Err(format!("node {id} was removed, and runs on")),
             None => Ok(()),
@@ -194,7 +201,11 @@ impl Checker for Members {
 fn mark_of(changes: &[Change]) -> Option<u64> {
     changes.iter().find_map(|change| match change {
         Change::AddLearner { member, .. } => member.metadata.get("call")?.parse().ok(),
-        Change::Update { metadata, .. } => metadata.as_ref()?.get("call")?.parse().ok(),
+        // One that says its name repeats what stood there.
+        Change::Update { metadata, .. } => {
+            let noted = metadata.as_ref().filter(|metadata| !metadata.contains_key(NAME));
+            noted?.get("call")?.parse().ok()
+        }
         _ => None,
     })
 }
