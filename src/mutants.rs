@@ -121,12 +121,16 @@ pub enum Mutant {
     KeepStaleSuffix,
     /// A newcomer by its name takes the place of whoever is not there, whatever that one is called.
     DisplaceAnybody,
+    /// A recovery begins no incarnation of its own (rule M3).
+    RecoverKeepsIncarnation,
+    /// A recovery drops what is in the log and not known to be committed.
+    RecoverDropsTail,
 }
 
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 57] = [
+    pub const ALL: [Self; 59] = [
         Self::AcknowledgeBeforeFsync,
         Self::AnswerEmptyReadyAtOnce,
         Self::PersistOutOfOrder,
@@ -184,6 +188,8 @@ impl Mutant {
         Self::TellRemovalsEarly,
         Self::KeepStaleSuffix,
         Self::DisplaceAnybody,
+        Self::RecoverKeepsIncarnation,
+        Self::RecoverDropsTail,
     ];
 }
 

@@ -194,7 +194,7 @@ impl Report {
 
 /// Lets an engine go on from the log up to what is known to be committed. It hears of no time that passes and of no other
 /// node, and nobody runs its effects: it does nothing but apply. `None` before the cluster is formed.
-pub(super) fn go_on(
+pub(crate) fn go_on(
     record: &NodeRecord,
     state: GroupState,
     snapshot: Option<(SnapshotName, Meta)>,

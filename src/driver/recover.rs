@@ -20,7 +20,8 @@ use crate::engine::command::{self, Command};
 use crate::engine::formation::Stage;
 use crate::engine::membership::{encode_changes, Change};
 use crate::engine::{NodeId, Replicated, APPLICATION_GROUP};
-use crate::storage::{self, Batch, GroupState, GroupWrite, LogReader, StorageError};
+use crate::mutants::{self, Mutant};
+use crate::storage::{self, Batch, GroupState, GroupWrite, LogReader, Opened, StorageError};
 
 /// Bytes of entries that are read at once.
 const READ_BYTES: u64 = 1 << 20;
@@ -98,7 +99,7 @@ pub fn recover(dir: &Path) -> Result<Recovery, RecoverError> {
 }
 
 struct Prepared {
-    opened: storage::Opened,
+    opened: Opened,
     /// What is to be written.
     batch: Batch,
     recovery: Recovery,
@@ -109,7 +110,20 @@ fn prepare(dir: &Path) -> Result<Prepared, RecoverError> {
     if !dir.join("log").is_dir() {
         return Err(StorageError::NotADataDirectory { path: dir.to_path_buf() }.into());
     }
-    let mut opened = storage::disk::open(dir)?;
+    let opened = storage::disk::open(dir)?;
+    let (batch, recovery) = draft(dir, &opened, clock::wall_ns())?;
+    Ok(Prepared { opened, batch, recovery })
+}
+
+/// A node's own record, its log, and what the log comes to when all that it holds is taken for committed.
+pub(crate) struct Whole {
+    pub record: NodeRecord,
+    pub state: GroupState,
+    pub replicated: Replicated,
+}
+
+/// Goes through a log that is open; `dir` is for people.
+pub(crate) fn go_through(dir: &Path, opened: &Opened) -> Result<Whole, RecoverError> {
     let unformed = || RecoverError::Unformed(dir.to_path_buf());
     let stored = opened.node_records.get(identity::KEY).ok_or_else(unformed)?;
     let dir_text = || dir.display().to_string();
@@ -117,20 +131,27 @@ fn prepare(dir: &Path) -> Result<Prepared, RecoverError> {
     if !matches!(record.stage, Stage::Formed(_)) {
         return Err(unformed());
     }
-    let state = opened.groups.remove(&APPLICATION_GROUP).ok_or_else(|| StartError::NoLog(dir_text()))?;
+    let state = opened.groups.get(&APPLICATION_GROUP).cloned().ok_or_else(|| StartError::NoLog(dir_text()))?;
     let snapshot = open_snapshot(&state, opened.snapshots.as_ref())?;
-    let commit = state.hard_state.commit;
     let mut whole = state.clone();
     whole.hard_state.commit = state.last_index;
     let replicated = go_on(&record, whole, snapshot, opened.reader.clone()).map_err(RecoverError::Log)?;
-    let replicated = replicated.ok_or_else(unformed)?;
-    let id = record.id;
+    Ok(Whole { record, state, replicated: replicated.ok_or_else(unformed)? })
+}
+
+/// What is to be written to a log that is open, and what that does.
+pub(crate) fn draft(dir: &Path, opened: &Opened, wall_ns: u64) -> Result<(Batch, Recovery), RecoverError> {
+    let Whole { record, mut state, replicated } = go_through(dir, opened)?;
+    let (id, commit) = (record.id, state.hard_state.commit);
     if replicated.membership.retired.contains(id) {
         return Err(RecoverError::Removed(id));
     }
     let lost = replicated.membership.members.keys().copied().filter(|member| *member != id).collect::<Vec<_>>();
     if lost.is_empty() {
         return Err(RecoverError::Alone(id));
+    }
+    if mutants::on(Mutant::RecoverDropsTail) {
+        state.last_index = commit;
     }
     let recovery = Recovery {
         id,
@@ -142,12 +163,16 @@ fn prepare(dir: &Path) -> Result<Prepared, RecoverError> {
         last_wall_ns: last_wall_ns(opened.reader.as_ref(), &state)?,
         copy: None,
     };
-    let batch = entries(&record, &state, &replicated)?;
-    Ok(Prepared { opened, batch, recovery })
+    Ok((entries(&record, &state, &replicated, wall_ns)?, recovery))
 }
 
 /// What is written: the entries, and the node's record with the boot that they count for.
-fn entries(record: &NodeRecord, state: &GroupState, replicated: &Replicated) -> Result<Batch, RecoverError> {
+fn entries(
+    record: &NodeRecord,
+    state: &GroupState,
+    replicated: &Replicated,
+    wall_ns: u64,
+) -> Result<Batch, RecoverError> {
     let term = state.hard_state.term.max(state.term(state.last_index).unwrap_or(0)) + 1;
     let boot = record.boot + 1;
     // No node runs as this boot, so no nonce has to tell it from another.
@@ -155,7 +180,7 @@ fn entries(record: &NodeRecord, state: &GroupState, replicated: &Replicated) -> 
     let mut command = Command::membership(&encode_changes(&[Change::Recover(record.id)]));
     command.set_origin(record.id, boot, 1);
     command.set_floor(1);
-    command.set_time(replicated.timestamp_ns, clock::wall_ns());
+    command.set_time(replicated.timestamp_ns, wall_ns);
     let leave = ConfChangeV2::default();
     let mut changes = Vec::new();
     if !replicated.conf_state.voters_outgoing.is_empty() {
@@ -257,8 +282,8 @@ mod tests {
         let membership = Membership::founded(&[1, 2, 3], &BTreeMap::new());
         let replicated = Replicated { index: 5, conf_state, sessions: Vec::new(), membership, timestamp_ns: 0 };
         let state = GroupState { truncated: (1, 1), last_index: 5, ..Default::default() };
-        assert!(matches!(entries(&record(3), &state, &replicated), Err(RecoverError::Removed(3))));
-        let batch = entries(&record(1), &state, &replicated).unwrap();
+        assert!(matches!(entries(&record(3), &state, &replicated, 0), Err(RecoverError::Removed(3))));
+        let batch = entries(&record(1), &state, &replicated, 0).unwrap();
         assert_eq!(batch.groups[0].entries.len(), 3, "it is left first");
     }
 }

@@ -298,14 +298,17 @@ impl Formation {
             return Err(if theirs.retired.contains(me) { Mismatch::Removed(me) } else { Mismatch::Stranger(me) });
         }
         let ours = &self.membership;
-        if theirs.recoveries() > ours.recoveries() {
+        // A new member that has not caught up knows of no recovery before it, nor of itself: nobody went on without it.
+        let had_a_part = ours.members.contains_key(&me) || theirs.retired.contains(me);
+        if theirs.recoveries() > ours.recoveries() && had_a_part {
             return Err(Mismatch::Superseded(me));
         }
         if theirs.recoveries() == ours.recoveries() && theirs.retired.contains(me) {
             return Err(Mismatch::Removed(me));
         }
-        // It may lag behind, and not know of this node yet.
-        match theirs.version < ours.version && ours.members.contains_key(&peer) {
+        // It may lag behind, and not know of this node yet; one that is out by now has to hear so all the same.
+        let lags = theirs.version < ours.version || theirs.recoveries() < ours.recoveries();
+        match lags && (ours.members.contains_key(&peer) || ours.retired.contains(peer)) {
             true => Ok(()),
             false => Err(Mismatch::Stranger(me)),
         }
@@ -314,7 +317,11 @@ impl Formation {
     /// What this formed node knows of a peer.
     fn check_peer(&self, peer: NodeId, report: &Report) -> Result<(), Mismatch> {
         let ours = &self.membership;
-        let superseded = report.membership.as_ref().is_some_and(|theirs| theirs.recoveries() < ours.recoveries());
+        // One that has had no part here and does not know of itself has not caught up, and may be a new member.
+        let superseded = report.membership.as_ref().is_some_and(|theirs| {
+            let had_a_part = theirs.members.contains_key(&peer) || ours.retired.contains(peer);
+            theirs.recoveries() < ours.recoveries() && had_a_part
+        });
         match ours.members.get(&peer) {
             Some(member) if member.identity == report.identity || member.identity == 0 => return Ok(()),
             Some(_) if mutants::on(Mutant::AdmitWipedDisk) => return Ok(()),
@@ -403,7 +410,10 @@ fn founded(stage: &Stage) -> Membership {
 
 #[cfg(test)]
 mod tests {
+    use raft::eraftpb::ConfState;
+
     use super::*;
+    use crate::engine::membership::Member;
 
     fn members() -> BTreeMap<NodeId, String> {
         (1..=3).map(|id| (id, format!("host:{id}"))).collect()
@@ -480,6 +490,31 @@ mod tests {
         let error = fresh(1, 0xa).check(2, &b.report()).unwrap_err().to_string();
         assert!(error.contains("3=host:3") && error.contains("3=elsewhere:3"), "{error}");
         assert_eq!(fresh(1, 0xa).check(9, &b.report()), Err(Mismatch::Stranger(9)));
+    }
+
+    #[test]
+    fn m3_whoever_is_out_hears_so_also_from_a_node_that_it_does_not_know() {
+        let founders = Identities::from([(1, 10), (2, 20), (3, 30)]);
+        let formed = |id, membership| {
+            let identity = Identity::from(id) * 10;
+            let mut formation = Formation::new(id, identity, members(), Stage::Formed(founders.clone()));
+            formation.set_membership(membership);
+            formation
+        };
+        let before = founded(&Stage::Formed(founders.clone()));
+        for (incarnation, out) in [(1, Mismatch::Removed(3)), (1 << 32, Mismatch::Superseded(3))] {
+            let mut after = before.clone();
+            after.members.insert(4, Member { identity: 40, ..Default::default() });
+            after.settle(&ConfState { voters: vec![1, 4], ..Default::default() }, 9);
+            after.incarnation = incarnation;
+            let (behind, newcomer) = (formed(3, before.clone()), formed(4, after));
+            assert_eq!(newcomer.check(3, &behind.report()), Err(out.clone()), "it knows the founders only");
+            assert_eq!(behind.check(4, &newcomer.report()), Err(out));
+            // A newcomer that has yet to catch up, and a member that has yet to hear of it.
+            let early = formed(5, before.clone());
+            assert_eq!(newcomer.check(5, &early.report()), Err(Mismatch::Stranger(4)));
+            assert_eq!(early.check(4, &newcomer.report()), Err(Mismatch::Stranger(5)));
+        }
     }
 
     #[test]

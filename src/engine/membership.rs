@@ -438,7 +438,7 @@ impl Membership {
             return Vec::new();
         }
         self.members = plan.members;
-        if plan.is_recovery {
+        if plan.is_recovery && !mutants::on(Mutant::RecoverKeepsIncarnation) {
             self.incarnation = (self.recoveries() + 1) << RECOVERY_SHIFT;
         }
         self.settle(conf, index)

@@ -248,6 +248,8 @@ impl Figures {
         self.changes += other.changes;
         self.joined += other.joined;
         self.named += other.named;
+        self.recovered += other.recovered;
+        self.forgotten += other.forgotten;
         self.refused += other.refused;
         self.snapshots += other.snapshots;
         self.installed += other.installed;
@@ -266,12 +268,13 @@ impl std::fmt::Display for Figures {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { happenings, calls, answered, applied, starts, leaders, refused, worlds, .. } = self;
         let Self { lost, late, repeated, transferred, snapshots, installed, restored, compacted, .. } = self;
-        let Self { histories, undecided, changes, joined, named, .. } = self;
+        let Self { histories, undecided, changes, joined, named, recovered, forgotten, .. } = self;
         let hours = (worlds * END) as f64 / SECOND as f64 / 3600.0;
         write!(
             f,
             "{hours:.1} h of virtual time, {happenings} happenings, {calls} calls ({answered} answered), {applied} \
-             applied, {starts} starts, {leaders} leaders ({transferred} handed over), {changes} changes of the members ({joined} joined, {named} by name), {refused} connections refused, \
+             applied, {starts} starts, {leaders} leaders ({transferred} handed over), {changes} changes of the members ({joined} joined, {named} by name), \
+             {recovered} recovered ({forgotten} entries lost), {refused} connections refused, \
              {lost} packets lost, {late} late, {repeated} repeated, {snapshots} snapshots ({installed} installed, \
              {restored} restored, {compacted} readers overtaken), {histories} histories judged ({undecided} undecided)"
         )

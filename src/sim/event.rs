@@ -46,6 +46,8 @@ pub enum Stopped {
     FoundOut,
     /// It heard that this node, its own, was removed.
     Removed(NodeId),
+    /// It heard that its cluster was recovered without it.
+    Superseded(NodeId),
     /// Nobody asked for it.
     ByItself(String),
 }

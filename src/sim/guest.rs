@@ -78,7 +78,7 @@ fn kind(fault: Fault) -> &'static str {
         Fault::Sleep { .. } | Fault::SetWallClock { .. } => "clock",
         Fault::Wipe { .. } | Fault::RollBack { .. } | Fault::Clone { .. } => "lost disk",
         Fault::Forge { .. } | Fault::WrongMembers { .. } => "wrong peer",
-        Fault::Change { .. } | Fault::Move { .. } => "changed members",
+        Fault::Change { .. } | Fault::Move { .. } | Fault::LoseQuorum { .. } => "changed members",
     }
 }
 

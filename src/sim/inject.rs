@@ -100,6 +100,7 @@ impl World {
             Fault::Forge { from, to, lie } => self.forge(from, to, lie),
             Fault::WrongMembers { target, fewer, down } => self.start_with_wrong_members(number, target, fewer, down),
             Fault::Change { at, ask, patience, twice } => self.ask_for_change(at, ask, patience, twice),
+            Fault::LoseQuorum { survivor } => self.lose_quorum(survivor),
             Fault::Move { machine, down } => self.move_node(machine, down),
         }
     }

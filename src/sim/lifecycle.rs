@@ -11,7 +11,7 @@ use super::network::{MachineId, Peer, Place};
 use super::plan::{Crash, HEALED};
 use super::round::{note_acknowledged, record_if, store_stage, tell_durable};
 use super::world::{Happening, World};
-use crate::driver::gate::{Gate, Members};
+use crate::driver::gate::{Ended, Gate, Members};
 use crate::driver::identity::{self, Drawn};
 use crate::driver::options::Joins;
 use crate::driver::persister::{gather, Answer};
@@ -235,10 +235,13 @@ impl World {
     }
 
     /// The node has no part in its cluster any more. Some are started again all the same.
-    pub(super) fn end_for_good(&mut self, machine: MachineId, process: Process) {
-        let removed = Stopped::Removed(process.id);
+    pub(super) fn end_for_good(&mut self, machine: MachineId, process: Process, ended: Ended) {
+        let why = match ended {
+            Ended::Removed => Stopped::Removed(process.id),
+            Ended::Superseded => Stopped::Superseded(process.id),
+        };
         self.machines[machine].runs = self.rng.bool();
-        self.end_in_order(machine, process, &removed);
+        self.end_in_order(machine, process, &why);
     }
 
     fn end_in_order(&mut self, machine: MachineId, mut process: Process, why: &Stopped) {

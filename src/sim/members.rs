@@ -306,7 +306,8 @@ impl Newest {
     }
 }
 
-fn has_quorum(conf: &ConfState, is_there: impl Fn(NodeId) -> bool) -> bool {
+/// Whether those of whom `is_there` holds are a majority of both halves.
+pub(super) fn has_quorum(conf: &ConfState, is_there: impl Fn(NodeId) -> bool) -> bool {
     let decides =
         |half: &[NodeId]| half.is_empty() || 2 * half.iter().filter(|voter| is_there(**voter)).count() > half.len();
     decides(&conf.voters) && decides(&conf.voters_outgoing)

@@ -16,6 +16,7 @@
 //! | `transfers` | calls for another leader |
 //! | `members` | the driver's part in changes of the members |
 //! | `operator` | whoever asks for them, and machines that join |
+//! | `recover` | a quorum that is lost for good, and `aioraft recover` |
 //! | `guest` | somebody else's state machine in the world: `aioraft.testing.Simulation` |
 //! | `inject` | the faults begin and end |
 //! | `event`, `checkers` | what the checkers are told, and the checkers: one file each |
@@ -47,6 +48,7 @@ mod network;
 mod objects;
 mod operator;
 mod plan;
+mod recover;
 mod round;
 #[cfg(feature = "mutants")]
 mod shrink;

@@ -185,10 +185,10 @@ impl World {
 
     /// A call for a change ends.
     pub(super) fn end_change(&mut self, token: Token, how: &ChangeEnded) {
-        let Some(Call { machine, again, joins }) = self.operator.open.remove(&token) else { return };
+        let Some(Call { machine: asked, again, joins }) = self.operator.open.remove(&token) else { return };
         self.trace.note(self.now, &[24, token], || format!("call {token} ends: {how:?}"));
         self.figures.changes += u64::from(matches!(how, ChangeEnded::Done { .. }));
-        self.tell(machine, &Event::ChangeCallEnded { call: token, how });
+        self.tell(asked, &Event::ChangeCallEnded { call: token, how });
         match (how, joins) {
             (ChangeEnded::Done { ids, .. }, Some(Newcomer { machine, by })) => {
                 // A data directory is made once: one that is lost does not come back with the second answer.
@@ -196,7 +196,7 @@ impl World {
                 let is_made = identity.is_some_and(|identity| self.operator.made.contains(&identity));
                 if self.is_free(machine) && !is_made && self.now < HEALED {
                     self.operator.made.extend(identity);
-                    self.begin_newcomer(machine, ids[0], by);
+                    self.begin_newcomer(machine, ids[0], by, Some(asked));
                 }
             }
             (ChangeEnded::Done { .. }, None) => {}
@@ -307,7 +307,7 @@ impl World {
             return Some(Wish { changes, joins: Some(Newcomer { machine, by: None }), is_vain: false });
         }
         let id = used.unwrap_or_else(|| self.operator.new_id());
-        self.begin_newcomer(machine, id, None);
+        self.begin_newcomer(machine, id, None, None);
         // Nobody lets it in.
         self.machines[machine].out = used.is_some();
         Some(Wish { changes: vec![Change::AddLearner { id, member }], joins: None, is_vain: used.is_some() })
@@ -329,8 +329,9 @@ impl World {
         (0..machines).map(|step| (first + step) % machines).find(|machine| self.is_free(*machine))
     }
 
-    /// A node starts on a machine with an empty disk, with the members that there are and itself on its list.
-    fn begin_newcomer(&mut self, machine: MachineId, id: NodeId, by: Option<Joins>) {
+    /// A node starts on a machine with an empty disk, with the members that there are, whoever answered, and itself on its
+    /// list.
+    fn begin_newcomer(&mut self, machine: MachineId, id: NodeId, by: Option<Joins>, answered: Option<MachineId>) {
         self.kill(machine, SECOND);
         let members = self.newest_members().members;
         let reached = |id: NodeId| {
@@ -339,12 +340,20 @@ impl World {
             Some((id, self.address(host)))
         };
         let mut listed = members.into_iter().filter_map(reached).collect::<BTreeMap<_, _>>();
+        if let Some(answered) = answered.filter(|answered| *answered != machine) {
+            listed.insert(self.machines[answered].node, self.address(answered));
+        }
+        if listed.is_empty() {
+            // Nobody runs whom it could join; alone on its list, it would found a cluster of its own.
+            return;
+        }
         listed.insert(id, self.address(machine));
         let at = &mut self.machines[machine];
         at.put_back(Image::default());
         at.copies.clear();
         (at.node, at.listed, at.members) = (id, listed, None);
         (at.runs, at.out, at.old, at.disk_fails) = (true, false, false, false);
+        self.checkers.joins(machine);
         self.figures.joined += 1;
         self.figures.named += u64::from(by.is_some());
         self.machines[machine].joins = by;

@@ -137,6 +137,8 @@ pub enum Fault {
     WrongMembers { target: Target, fewer: bool, down: Time },
     /// An application calls for a change of the members, and perhaps another one for the same a little later.
     Change { at: Target, ask: Ask, patience: Option<Time>, twice: bool },
+    /// A majority of the voters is lost for good, and the cluster goes on from this machine, or another that is left.
+    LoseQuorum { survivor: usize },
     /// The node is started again, and reached under another address from then on.
     Move { machine: usize, down: Time },
 }
@@ -215,7 +217,7 @@ pub struct Plan {
 
 /// How plans are drawn today. Whoever draws something new counts it up, and draws it from a generator of its own: a seed
 /// of the corpus goes on standing for the plan with which it failed.
-pub const EDITION: u32 = 7;
+pub const EDITION: u32 = 8;
 
 impl Plan {
     /// What `seed` stands for.
@@ -239,7 +241,7 @@ impl Plan {
         let is_for_the_engine = |fault| {
             matches!(fault, Fault::Wipe { .. } | Fault::RollBack { .. } | Fault::Clone { .. })
                 || matches!(fault, Fault::Forge { .. } | Fault::WrongMembers { .. })
-                || matches!(fault, Fault::Change { .. } | Fault::Move { .. })
+                || matches!(fault, Fault::Change { .. } | Fault::Move { .. } | Fault::LoseQuorum { .. })
         };
         plan.faults.retain(|scheduled| !is_for_the_engine(scheduled.fault));
         plan
@@ -266,9 +268,14 @@ impl Plan {
         let mut rng = Rng::with_seed(seed ^ 0x5eed_0000_0000_0006);
         if edition >= 6 && nodes.is_none() && rng.bool() {
             plan.draw_changes(&mut rng);
-            let mut rng = Rng::with_seed(seed ^ 0x5eed_0000_0000_0007);
-            if edition >= 7 && rng.bool() {
+            let mut rng = Rng::with_seed(seed ^ 0x5eed_0000_0000_0008);
+            if edition >= 8 && rng.bool() {
                 plan.draw_names(&mut rng);
+            }
+            if edition >= 8 && rng.u32(0..4) == 0 {
+                let (at, survivor) = (rng.u64(12 * SECOND..HEALED - 12 * SECOND), rng.usize(0..plan.machines()));
+                plan.faults.push(scheduled(at, Fault::LoseQuorum { survivor }));
+                plan.faults.sort_by_key(|scheduled| scheduled.at);
             }
         }
         if edition >= 7 && plan.troubled_installs {

@@ -82,8 +82,7 @@ impl World {
             Err(Halt::Crash(kind)) => self.crash(machine, process, kind),
             Err(Halt::Closed) => self.close_in_order(machine, process),
             Err(Halt::Disk) => self.stop_by_disk(machine, process),
-            Err(Halt::Ended(Ended::Removed)) => self.end_for_good(machine, process),
-            Err(Halt::Ended(ended)) => self.stop(machine, process, &Stopped::ByItself(ended.to_string())),
+            Err(Halt::Ended(ended)) => self.end_for_good(machine, process, ended),
             Err(Halt::Fault(fault)) => self.stop(machine, process, &Stopped::ByItself(fault.to_string())),
         }
     }

@@ -51,8 +51,8 @@ fn an_edition_keeps_its_plans() {
     };
     assert_eq!((drawn(1), drawn(2)), (0xb459eed0f8dba80b, 0x9b62ac3fbbe5ea9b));
     assert_eq!(
-        (drawn(3), drawn(4), drawn(5), drawn(plan::EDITION)),
-        (drawn(2), 0x00c66fb9b10e60f9, 0x896d93506a4cbdf3, 0xe863b044bae60b35),
+        (drawn(3), drawn(4), drawn(5), drawn(6), drawn(7), drawn(plan::EDITION)),
+        (drawn(2), 0x00c66fb9b10e60f9, 0x896d93506a4cbdf3, 0xe863b044bae60b35, 0xf13f60d2801fc9af, 0xe5618d559e6e330a),
         "a new edition wants a line of its own here"
     );
 }
@@ -70,6 +70,7 @@ fn deliberate_bugs_are_found() {
         (Mutant::ForgetSkipped, "commits() is what was applied"),
         (Mutant::CountLearnersVote, "the members are what the log says"),
         (Mutant::PromoteStaleLearner, "only voters count"),
+        (Mutant::RecoverDropsTail, "one incarnation follows another"),
     ];
     for (mutant, checker) in expected {
         let found = hunt(mutant, SEEDS_PER_MUTANT).map(|(_, checker)| checker);

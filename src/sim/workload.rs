@@ -37,6 +37,11 @@ struct Call {
     operation: Operation,
 }
 
+/// The lowest key that nobody uses before the next change of objects.
+pub(super) fn fresh_keys(now: Time) -> Key {
+    (now / GENERATION + 1) * OBJECTS
+}
+
 /// All clients and their calls.
 pub(super) struct Workload {
     rng: Rng,

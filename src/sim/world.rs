@@ -68,6 +68,8 @@ pub(super) enum Happening {
     Refused(Place, RefusalCode),
     /// The operator asks again.
     AskAgain(Box<Again>),
+    /// The operator lets the cluster go on from this machine.
+    Recover(MachineId),
     /// A disk is copied for a later fault.
     Copy(usize),
     /// Everything that can run runs from now on.
@@ -123,6 +125,10 @@ pub struct Figures {
     pub joined: u64,
     /// Of which joined by their names.
     pub named: u64,
+    /// Clusters that went on from one machine, having lost their quorum.
+    pub recovered: u64,
+    /// Entries that somebody had applied, and that such a machine did not have.
+    pub forgotten: u64,
     /// Connections that were refused.
     pub refused: u64,
     /// Snapshots that were taken.
@@ -273,6 +279,7 @@ impl World {
             }
             Happening::Refused(place, code) => self.occurs(place, Occurred::Refused(code)),
             Happening::AskAgain(again) => self.ask_again(*again),
+            Happening::Recover(machine) => self.recover(machine),
             Happening::Copy(number) => self.copy_disk(number),
             Happening::Heal => self.heal(),
         }

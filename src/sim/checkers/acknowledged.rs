@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Checker, Scene, Verdict};
+use super::{Checker, Kept, Scene, Verdict};
 use crate::sim::event::{Ended, Ending, Event};
 use crate::sim::network::MachineId;
 use crate::sim::objects::decode;
@@ -19,6 +19,11 @@ pub struct Acknowledged {
 impl Checker for Acknowledged {
     fn name(&self) -> &'static str {
         "nothing acknowledged is lost"
+    }
+
+    fn recovered(&mut self, kept: &Kept) -> Verdict {
+        self.answered.split_off(&(kept.through + 1));
+        Ok(())
     }
 
     fn see(&mut self, scene: &Scene, event: &Event) -> Verdict {

@@ -41,6 +41,10 @@ impl Checker for Awaits {
         "every await ends"
     }
 
+    fn looks_at_outsiders(&self) -> bool {
+        true
+    }
+
     fn see(&mut self, scene: &Scene, event: &Event) -> Verdict {
         match event {
             Event::Started { .. } => {

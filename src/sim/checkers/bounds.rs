@@ -54,6 +54,10 @@ impl Checker for Bounds {
         "bounded memory"
     }
 
+    fn looks_at_outsiders(&self) -> bool {
+        true
+    }
+
     fn see(&mut self, scene: &Scene, event: &Event) -> Verdict {
         let span = self.spans.entry(scene.machine).or_default();
         if matches!(event, Event::Started { .. }) {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Checker, Scene, Verdict};
+use super::{Checker, Kept, Scene, Verdict};
 use crate::sim::event::Event;
 use crate::sim::trace::hash_of;
 
@@ -15,6 +15,11 @@ pub struct Commits {
 impl Checker for Commits {
     fn name(&self) -> &'static str {
         "commits() is what was applied"
+    }
+
+    fn recovered(&mut self, kept: &Kept) -> Verdict {
+        self.applied.split_off(&(kept.through + 1));
+        Ok(())
     }
 
     fn see(&mut self, scene: &Scene, event: &Event) -> Verdict {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Checker, Scene, Verdict};
+use super::{Checker, Kept, Scene, Verdict};
 use crate::sim::event::Event;
 
 #[derive(Default)]
@@ -16,6 +16,12 @@ pub struct Completeness {
 impl Checker for Completeness {
     fn name(&self) -> &'static str {
         "leader completeness"
+    }
+
+    fn recovered(&mut self, kept: &Kept) -> Verdict {
+        self.committed = self.committed.filter(|(index, ..)| *index <= kept.through);
+        self.leaders.clear();
+        Ok(())
     }
 
     fn see(&mut self, scene: &Scene, event: &Event) -> Verdict {

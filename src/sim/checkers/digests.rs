@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Checker, Scene, Verdict};
+use super::{Checker, Kept, Scene, Verdict};
 use crate::engine::BOOTSTRAP;
 use crate::sim::event::Event;
 
@@ -15,6 +15,12 @@ pub struct Digests {
 impl Checker for Digests {
     fn name(&self) -> &'static str {
         "replicas agree"
+    }
+
+    fn recovered(&mut self, kept: &Kept) -> Verdict {
+        self.engine.split_off(&(kept.through + 1));
+        self.application.split_off(&(kept.through + 1));
+        Ok(())
     }
 
     fn see(&mut self, _: &Scene, event: &Event) -> Verdict {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Checker, Scene, Verdict};
+use super::{Checker, Kept, Scene, Verdict};
 use crate::sim::event::Event;
 use crate::sim::network::MachineId;
 
@@ -12,6 +12,12 @@ pub struct Election(BTreeMap<u64, MachineId>);
 impl Checker for Election {
     fn name(&self) -> &'static str {
         "election safety"
+    }
+
+    fn recovered(&mut self, _: &Kept) -> Verdict {
+        // Others may have led in later terms than this machine ever heard of.
+        self.0.clear();
+        Ok(())
     }
 
     fn see(&mut self, scene: &Scene, event: &Event) -> Verdict {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Checker, Scene, Verdict};
+use super::{Checker, Kept, Scene, Verdict};
 use crate::sim::event::{Ended, Event};
 use crate::sim::objects::decode;
 
@@ -15,6 +15,11 @@ pub struct ExactlyOnce {
 impl Checker for ExactlyOnce {
     fn name(&self) -> &'static str {
         "exactly once"
+    }
+
+    fn recovered(&mut self, kept: &Kept) -> Verdict {
+        self.applied.retain(|_, index| *index <= kept.through);
+        Ok(())
     }
 
     fn see(&mut self, _: &Scene, event: &Event) -> Verdict {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::linearizable::{check, Call};
-use super::{Checker, Judged, Scene, Verdict};
+use super::{Checker, Judged, Kept, Scene, Verdict};
 use crate::sim::clock::Time;
 use crate::sim::event::{Ended, Ending, Event};
 use crate::sim::objects::{kind, Action, Key, Operation};
@@ -13,8 +13,34 @@ use crate::sim::objects::{kind, Action, Key, Operation};
 pub struct Linearizability {
     open: BTreeMap<u64, (Operation, Time)>,
     histories: BTreeMap<Key, Vec<Call>>,
-    /// Histories that took too long to judge.
-    undecided: u64,
+    /// Objects with lower keys were used before a recovery: what was done to them may be lost.
+    fresh_keys: Key,
+    /// Histories so far, and those of them that took too long to judge.
+    judged: Judged,
+}
+
+impl Linearizability {
+    fn judge(&mut self) -> Verdict {
+        for (operation, called) in std::mem::take(&mut self.open).into_values() {
+            if operation.action != Action::Read {
+                let call = Call { called, ended: None, action: operation.action, answer: None };
+                self.histories.entry(operation.key).or_default().push(call);
+            }
+        }
+        for (key, mut history) in std::mem::take(&mut self.histories) {
+            self.judged.histories += 1;
+            match check(key, &history) {
+                Some(true) => {}
+                Some(false) => {
+                    history.sort_by_key(|call| call.called);
+                    let calls = history.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n    ");
+                    return Err(format!("the {:?} {key} behaves as no such object can:\n    {calls}", kind(key)));
+                }
+                None => self.judged.undecided += 1,
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Checker for Linearizability {
@@ -24,7 +50,7 @@ impl Checker for Linearizability {
 
     fn see(&mut self, scene: &Scene, event: &Event) -> Verdict {
         match event {
-            Event::Called { call, operation, .. } => {
+            Event::Called { call, operation, .. } if operation.key >= self.fresh_keys => {
                 self.open.insert(*call, (*operation, scene.now));
             }
             Event::CallEnded { call, how } => {
@@ -46,28 +72,16 @@ impl Checker for Linearizability {
         Ok(())
     }
 
+    fn recovered(&mut self, kept: &Kept) -> Verdict {
+        self.fresh_keys = kept.recovered.fresh_keys;
+        self.judge()
+    }
+
     fn judged(&self) -> Judged {
-        Judged { histories: self.histories.len() as u64, undecided: self.undecided }
+        self.judged
     }
 
     fn end(&mut self, _: &Ending) -> Verdict {
-        for (operation, called) in self.open.values() {
-            if operation.action != Action::Read {
-                let call = Call { called: *called, ended: None, action: operation.action, answer: None };
-                self.histories.entry(operation.key).or_default().push(call);
-            }
-        }
-        for (key, history) in &mut self.histories {
-            match check(*key, history) {
-                Some(true) => {}
-                Some(false) => {
-                    history.sort_by_key(|call| call.called);
-                    let calls = history.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n    ");
-                    return Err(format!("the {:?} {key} behaves as no such object can:\n    {calls}", kind(*key)));
-                }
-                None => self.undecided += 1,
-            }
-        }
-        Ok(())
+        self.judge()
     }
 }

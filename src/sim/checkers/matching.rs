@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use raft::eraftpb::Entry;
 
-use super::{Checker, Scene, Verdict};
+use super::{Checker, Kept, Scene, Verdict};
 use crate::sim::event::Event;
 use crate::sim::network::MachineId;
 
@@ -47,6 +47,11 @@ impl Matching {
 impl Checker for Matching {
     fn name(&self) -> &'static str {
         "log matching"
+    }
+
+    fn recovered(&mut self, kept: &Kept) -> Verdict {
+        self.0.retain(|(index, _), _| *index <= kept.through);
+        Ok(())
     }
 
     fn see(&mut self, scene: &Scene, event: &Event) -> Verdict {

@@ -6,7 +6,7 @@ mod model;
 use std::collections::{BTreeMap, BTreeSet};
 
 use self::model::{Became, Model, Said, State};
-use super::{Checker, Scene, Verdict};
+use super::{Checker, Kept, Scene, Verdict};
 use crate::driver::initiative::NAME;
 use crate::engine::formation::Identity;
 use crate::engine::membership::{Change, Membership};
@@ -149,6 +149,32 @@ impl Checker for Members {
         "the members are what the log says"
     }
 
+    fn recovered(&mut self, kept: &Kept) -> Verdict {
+        let (id, conf, membership) = (kept.recovered.id, kept.recovered.conf, kept.recovered.membership);
+        let before = self.states.range(..=kept.through).next_back().map(|(_, state)| state.clone()).unwrap_or_default();
+        let state = State::recovered(membership);
+        state.compare(conf, membership)?;
+        if state.voters != BTreeSet::from([id]) {
+            return Err(format!("node {id} goes on alone, with the members {:?}", state.voters));
+        }
+        if let Some(stays) = before.members.keys().find(|member| **member != id && !state.retired.contains(member)) {
+            return Err(format!("the cluster is recovered without node {stays}, whose id could be used again"));
+        }
+        if membership.recoveries() != (before.incarnation >> 32) + 1 {
+            return Err(format!("recovered, it is of incarnation {}, after {}", state.incarnation, before.incarnation));
+        }
+        let bound = membership.members.iter().map(|(id, member)| (*id, member.identity));
+        let bound = bound.filter(|(_, identity)| *identity != 0).collect();
+        let states = BTreeMap::from([(membership.version, state.clone())]);
+        let (model, through) = (Model::recovered(state), membership.version);
+        // What only this machine had counts or not: that is known to nobody else.
+        let mut counts = std::mem::take(&mut self.counts);
+        counts.split_off(&(kept.through + 1));
+        counts.extend(kept.through + 1..=through);
+        *self = Self { through, counts, model, states, bound, ..Default::default() };
+        Ok(())
+    }
+
     fn see(&mut self, scene: &Scene, event: &Event) -> Verdict {
         match event {
             Event::Started { log: entries, .. } | Event::Appended { entries, .. } => {
@@ -167,7 +193,8 @@ impl Checker for Members {
             Event::Displaces { id, is_healthy: true } => {
                 return Err(format!("it takes the place of node {id}, which has lost nothing"));
             }
-            Event::Stopped { why: Stopped::Removed(id) } => drop(self.left.insert(*id)),
+            // One that had not caught up cannot tell a removal from a recovery before it came.
+            Event::Stopped { why: Stopped::Removed(id) | Stopped::Superseded(id) } => drop(self.left.insert(*id)),
             _ => {}
         }
         Ok(())

@@ -12,6 +12,7 @@ mod digests;
 mod election;
 mod exactly_once;
 mod followers;
+mod incarnations;
 mod linearizability;
 pub mod linearizable;
 mod logs;
@@ -24,11 +25,19 @@ mod stops;
 mod time;
 mod voters;
 
+use std::collections::BTreeSet;
+
+use raft::eraftpb::{ConfState, Entry};
+
 use self::logs::Logs;
 use super::clock::{Time, SECOND};
 use super::event::{Ending, Event};
 use super::network::MachineId;
+use super::objects::{decode, Key};
 use super::plan::Plan;
+use crate::engine::command::Command;
+use crate::engine::membership::Membership;
+use crate::engine::NodeId;
 
 /// What a checker objected to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +61,48 @@ struct Scene<'a> {
     now: Time,
     machine: MachineId,
     logs: &'a Logs,
+    /// The cluster was recovered without it.
+    is_outside: bool,
+}
+
+/// A cluster that lost its quorum for good goes on from one machine.
+pub struct Recovered<'a> {
+    /// Which.
+    pub machine: MachineId,
+    /// Its node.
+    pub id: NodeId,
+    /// What its log held: it began behind this (index, term).
+    pub begin: (u64, u64),
+    /// And went on with these.
+    pub log: &'a [Entry],
+    /// Who votes and learns from then on.
+    pub conf: &'a ConfState,
+    /// All else about the members.
+    pub membership: &'a Membership,
+    /// Who had been removed before: first and last of each interval.
+    pub removed: Vec<(NodeId, NodeId)>,
+    /// Everybody else.
+    pub outsiders: BTreeSet<MachineId>,
+    /// Objects that nobody has used yet have this key or a higher one.
+    pub fresh_keys: Key,
+}
+
+/// What is kept of what was before.
+struct Kept<'a> {
+    recovered: &'a Recovered<'a>,
+    /// Through here, what was committed.
+    through: u64,
+    /// The last entry that is kept, and the log through there: behind `through`, what only this machine need have had.
+    last: (u64, u64),
+}
+
+impl Kept<'_> {
+    /// The calls behind `through`.
+    fn beyond(&self) -> impl Iterator<Item = u64> + '_ {
+        let beyond = self.recovered.log.iter().filter(|entry| entry.index > self.through);
+        let commands = beyond.filter_map(|entry| Command::from_bytes(entry.data.clone()).ok());
+        commands.filter_map(|command| decode(command.payload()).map(|(call, _)| call))
+    }
 }
 
 /// Objects with a reason.
@@ -71,6 +122,16 @@ trait Checker {
     /// Something happened.
     fn see(&mut self, scene: &Scene, event: &Event) -> Verdict;
 
+    /// The cluster was recovered: what was not kept need not have been, and is never heard of again.
+    fn recovered(&mut self, _kept: &Kept) -> Verdict {
+        Ok(())
+    }
+
+    /// Whether it looks at nodes as well that the cluster was recovered without.
+    fn looks_at_outsiders(&self) -> bool {
+        false
+    }
+
     /// Nothing more will happen.
     fn end(&mut self, _ending: &Ending) -> Verdict {
         Ok(())
@@ -86,6 +147,10 @@ trait Checker {
 pub struct Checkers {
     logs: Logs,
     checkers: Vec<Box<dyn Checker>>,
+    /// The last entry that somebody has applied: its index, and the log through there.
+    reached: (u64, u64),
+    /// Machines that the cluster was recovered without.
+    outsiders: BTreeSet<MachineId>,
     violation: Option<Violation>,
 }
 
@@ -105,6 +170,7 @@ impl Checkers {
             Box::<acknowledged::Acknowledged>::default(),
             Box::<time::Time>::default(),
             Box::<members::Members>::default(),
+            Box::<incarnations::Incarnations>::default(),
             Box::new(voters::Voters::new(&plan.tuning)),
             Box::<digests::Digests>::default(),
             Box::<commits::Commits>::default(),
@@ -113,7 +179,7 @@ impl Checkers {
             Box::new(recovery::Recovery::new(plan.nodes)),
             Box::<linearizability::Linearizability>::default(),
         ];
-        Self { logs: Logs::default(), checkers, violation: None }
+        Self { logs: Logs::default(), checkers, reached: (0, 0), outsiders: BTreeSet::new(), violation: None }
     }
 
     /// Something happened.
@@ -121,15 +187,49 @@ impl Checkers {
         if self.violation.is_some() {
             return;
         }
-        self.logs.see(machine, event);
-        let scene = Scene { now, machine, logs: &self.logs };
+        let is_outside = self.outsiders.contains(&machine);
+        if !is_outside {
+            self.logs.see(machine, event);
+        }
+        if let Event::Reached { through } = event {
+            let link = self.logs.at(machine, *through).filter(|_| !is_outside && *through > self.reached.0);
+            self.reached = link.map_or(self.reached, |link| (*through, link.chain));
+        }
+        let scene = Scene { now, machine, logs: &self.logs, is_outside };
         for checker in &mut self.checkers {
+            if is_outside && !checker.looks_at_outsiders() {
+                continue;
+            }
             if let Err(reason) = checker.see(&scene, event) {
                 let reason = format!("machine {machine}: {reason}");
                 self.violation = Some(Violation { checker: checker.name(), at: now, reason });
                 return;
             }
         }
+    }
+
+    /// The cluster was recovered from this machine, whose log began behind `begin` and held `log`. Returns through which index
+    /// it held what was committed, and how many entries behind that somebody had applied.
+    pub fn recover(&mut self, now: Time, recovered: &Recovered) -> (u64, u64) {
+        let Recovered { machine, begin, log, .. } = *recovered;
+        self.logs.see(machine, &Event::Started { begin, log, application: 0 });
+        let through = self.logs.common(machine, self.reached);
+        let chain = |index| self.logs.at(machine, index).map_or(0, |link| link.chain);
+        let last = self.logs.last(machine);
+        let kept = Kept { recovered, through, last: (last, chain(last)) };
+        let lost = std::mem::replace(&mut self.reached, (through, chain(through))).0.saturating_sub(through);
+        for checker in &mut self.checkers {
+            let objection = checker.recovered(&kept).err();
+            let violation = objection.map(|reason| Violation { checker: checker.name(), at: now, reason });
+            self.violation = self.violation.take().or(violation);
+        }
+        self.outsiders = recovered.outsiders.clone();
+        (through, lost)
+    }
+
+    /// A machine joins the cluster with an empty disk.
+    pub fn joins(&mut self, machine: MachineId) {
+        self.outsiders.remove(&machine);
     }
 
     /// Nothing more will happen.

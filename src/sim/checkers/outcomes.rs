@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Checker, Scene, Verdict};
+use super::{Checker, Kept, Scene, Verdict};
 use crate::sim::event::{Ended, Ending, Event};
 use crate::sim::objects::decode;
 
@@ -17,6 +17,16 @@ pub struct Outcomes {
 impl Checker for Outcomes {
     fn name(&self) -> &'static str {
         "outcome truth"
+    }
+
+    fn recovered(&mut self, kept: &Kept) -> Verdict {
+        self.applied.retain(|_, index| *index <= kept.through);
+        self.without_result.retain(|call, _| self.applied.contains_key(call));
+        // What stood in the way of a commit, and was told so, counts all the same if it is kept.
+        for call in kept.beyond() {
+            self.not_committed.remove(&call);
+        }
+        Ok(())
     }
 
     fn see(&mut self, _: &Scene, event: &Event) -> Verdict {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Checker, Scene, Verdict};
+use super::{Checker, Kept, Scene, Verdict};
 use crate::engine::BOOTSTRAP;
 use crate::sim::event::Event;
 use crate::sim::network::MachineId;
@@ -21,6 +21,12 @@ pub struct Safety {
 impl Checker for Safety {
     fn name(&self) -> &'static str {
         "state machine safety"
+    }
+
+    fn recovered(&mut self, kept: &Kept) -> Verdict {
+        self.applied.split_off(&(kept.through + 1));
+        self.reached.split_off(&(kept.through + 1));
+        Ok(())
     }
 
     fn see(&mut self, scene: &Scene, event: &Event) -> Verdict {

@@ -10,6 +10,10 @@ impl Checker for Stops {
         "no node stops by itself"
     }
 
+    fn looks_at_outsiders(&self) -> bool {
+        true
+    }
+
     fn see(&mut self, _: &Scene, event: &Event) -> Verdict {
         match event {
             Event::Stopped { why: Stopped::ByItself(reason) } => Err(reason.clone()),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use raft::eraftpb::{ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType};
 
-use super::{Checker, Scene, Verdict};
+use super::{Checker, Kept, Scene, Verdict};
 use crate::driver::Tuning;
 use crate::engine::{Cursors, NodeId};
 use crate::sim::event::{Event, Standpoint};
@@ -119,6 +119,11 @@ fn promoted(entry: &Entry) -> Vec<NodeId> {
 impl Checker for Voters {
     fn name(&self) -> &'static str {
         "only voters count"
+    }
+
+    fn recovered(&mut self, _: &Kept) -> Verdict {
+        (self.known, self.votes, self.acknowledged) = Default::default();
+        Ok(())
     }
 
     fn see(&mut self, scene: &Scene, event: &Event) -> Verdict {

@@ -81,6 +81,12 @@ impl State {
         Self { voters: members.keys().copied().collect(), members, incarnation, version, ..Default::default() }
     }
 
+    /// As a recovery leaves it.
+    pub fn recovered(membership: &Membership) -> Self {
+        let retired = membership.retired.intervals().iter().flat_map(|(first, last)| *first..=*last).collect();
+        Self { retired, ..Self::founded(membership) }
+    }
+
     /// Objects to a node that has it otherwise.
     pub fn compare(&self, conf: &ConfState, membership: &Membership) -> Result<(), String> {
         let parts = [
@@ -274,6 +280,11 @@ pub struct Model {
 impl Model {
     pub fn founded(membership: &Membership) -> Self {
         Self { state: State::founded(membership), sessions: BTreeMap::new() }
+    }
+
+    /// As a recovery leaves it: whoever else had a session is out, and the one that stays begins another.
+    pub fn recovered(state: State) -> Self {
+        Self { state, sessions: BTreeMap::new() }
     }
 
     /// The next committed entry.
