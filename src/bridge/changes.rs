@@ -14,7 +14,7 @@ pub fn read(changes: Vec<ChangeOf>) -> PyResult<Vec<Change>> {
     let changes = changes.into_iter().map(|(action, id, address, metadata)| match action.as_str() {
         "add" => {
             let metadata = metadata.unwrap_or_default();
-            Ok(Change::AddLearner { id, member: Member { identity: 0, address, metadata } })
+            Ok(Change::AddLearner { id, member: Member { address, metadata, ..Default::default() } })
         }
         "promote" => Ok(Change::Promote(id)),
         "demote" => Ok(Change::Demote(id)),

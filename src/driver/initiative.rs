@@ -53,7 +53,7 @@ impl Initiative<'_> {
     fn grown_up(&self) -> Option<Vec<Change>> {
         let (me, name, advertised) = (self.id(), self.name?, &self.members.advertise);
         let membership = self.engine.membership();
-        if !membership.members.contains_key(&me) || self.engine.conf_state().voters.contains(&me) {
+        if !membership.members.get(&me)?.seeks_vote {
             return None;
         }
         let namesakes = membership.members.iter().filter(|(id, member)| {

@@ -38,6 +38,8 @@ pub struct Member {
     pub address: String,
     /// Whatever its application says.
     pub metadata: Metadata,
+    /// It has joined by itself, and asks for a vote until it gets one, or is told to do without.
+    pub seeks_vote: bool,
 }
 
 /// One change of one member.
@@ -100,17 +102,20 @@ pub(super) struct WireMember {
     address: String,
     #[prost(btree_map = "string, string", tag = "4")]
     metadata: Metadata,
+    #[prost(bool, tag = "5")]
+    seeks_vote: bool,
 }
 
 impl WireMember {
     fn new(id: NodeId, member: &Member) -> Self {
-        let Member { identity, address, metadata } = member.clone();
-        Self { id, identity: identity.to_le_bytes().to_vec(), address, metadata }
+        let Member { identity, address, metadata, seeks_vote } = member.clone();
+        Self { id, identity: identity.to_le_bytes().to_vec(), address, metadata, seeks_vote }
     }
 
     fn read(self) -> Option<(NodeId, Member)> {
         let identity = Identity::from_le_bytes(self.identity.try_into().ok()?);
-        Some((self.id, Member { identity, address: self.address, metadata: self.metadata }))
+        let Self { id, address, metadata, seeks_vote, .. } = self;
+        Some((id, Member { identity, address, metadata, seeks_vote }))
     }
 }
 
@@ -124,12 +129,8 @@ pub fn encode_changes(changes: &[Change]) -> Vec<u8> {
             Change::Remove(id) => (4, id, None, false),
             Change::Update { id, identity, address, metadata } => {
                 let (address, given) = (address.clone(), metadata.is_some());
-                (
-                    5,
-                    id,
-                    Some(Member { identity: *identity, address, metadata: metadata.clone().unwrap_or_default() }),
-                    given,
-                )
+                let metadata = metadata.clone().unwrap_or_default();
+                (5, id, Some(Member { identity: *identity, address, metadata, seeks_vote: false }), given)
             }
             Change::Recover(id) => (6, id, None, false),
         };
@@ -154,7 +155,7 @@ pub fn decode_changes(bytes: &[u8]) -> Option<Vec<Change>> {
             (3, None) => Change::Demote(id),
             (4, None) => Change::Remove(id),
             (5, Some(member)) => {
-                let Member { identity, address, metadata } = member?.1;
+                let Member { identity, address, metadata, .. } = member?.1;
                 Change::Update { id, identity, address, metadata: has_metadata.then_some(metadata) }
             }
             (6, None) => Change::Recover(id),
@@ -346,8 +347,9 @@ impl Membership {
                 Ok(*id)
             }
             Change::Promote(id) => {
-                let Some(member) = plan.members.get(id) else { return unknown(id) };
+                let Some(member) = plan.members.get_mut(id) else { return unknown(id) };
                 if plan.voters.contains(id) {
+                    plan.is_noop &= !std::mem::take(&mut member.seeks_vote);
                     return Ok(*id);
                 }
                 if !self.members.contains_key(id) {
@@ -356,15 +358,15 @@ impl Membership {
                 if member.identity == 0 {
                     return Err(Unfit::NotYet(format!("node {id} has not connected yet: is it running?")));
                 }
+                member.seeks_vote = false;
                 plan.voters.insert(*id);
                 plan.promoted.push(*id);
                 single(plan, *id, ConfChangeType::AddNode);
                 Ok(*id)
             }
             Change::Demote(id) => {
-                if !plan.members.contains_key(id) {
-                    return unknown(id);
-                }
+                let Some(member) = plan.members.get_mut(id) else { return unknown(id) };
+                plan.is_noop &= !std::mem::take(&mut member.seeks_vote);
                 if plan.voters.remove(id) {
                     single(plan, *id, ConfChangeType::AddLearnerNode);
                 }

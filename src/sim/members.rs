@@ -259,8 +259,11 @@ impl World {
     pub(super) fn wait_for_votes(&self, newest: &Newest) -> Vec<NodeId> {
         let machines = self.machines[..self.plan.machines()].iter().filter(|machine| !machine.out);
         let named = machines.filter_map(|machine| machine.process.as_ref()).filter(|process| process.name.is_some());
-        let waiting = named.map(|process| process.id).filter(|id| newest.members.contains(id));
-        waiting.filter(|id| !newest.conf.voters.contains(id)).collect()
+        let seek = named.filter(|process| {
+            let member = process.engine.membership().members.get(&process.id);
+            newest.members.contains(&process.id) && member.is_some_and(|member| member.seeks_vote)
+        });
+        seek.map(|process| process.id).collect()
     }
 
     /// Nodes that run on though they were removed. One that knows of no member any more cannot hear so.

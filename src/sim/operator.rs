@@ -318,7 +318,7 @@ impl World {
         let machine = self.free_machine(machine)?;
         let (name, identity) = (name(machine), self.rng.u128(1..));
         let metadata = Metadata::from([(NAME.to_owned(), name.clone())]);
-        let member = Member { identity, address: self.address(machine), metadata };
+        let member = Member { identity, address: self.address(machine), metadata, seeks_vote: true };
         let by = Some(Joins { name, identity: Some(identity) });
         let changes = vec![Change::AddLearner { id: 0, member }];
         Some(Wish { changes, joins: Some(Newcomer { machine, by }), is_vain: false })

@@ -143,17 +143,18 @@ impl Node {
         }
         let mut metadata: Metadata = join.metadata.clone();
         metadata.insert(NAME.into(), join.name.clone());
-        let member = membership::Member { identity, address: join.address.clone(), metadata };
+        let member = membership::Member { identity, address: join.address.clone(), metadata, seeks_vote: true };
         Ok(Change::AddLearner { id: 0, member })
     }
 
     fn joined(&self, id: NodeId) -> Joined {
         let address = |id: &NodeId| match *id == self.id {
-            true => Some(self.own_address()),
-            false => self.network.address_of(*id),
+            true => self.own_address(),
+            false => self.address_of(*id),
         };
         let members = self.engine.membership().members.keys().filter(|member| **member != id);
-        Joined { id, members: members.filter_map(|id| Some((*id, address(id)?))).collect() }
+        let reached = members.map(|id| (*id, address(id))).filter(|(_, address)| !address.is_empty());
+        Joined { id, members: reached.collect() }
     }
 
     /// Whom to ask for what only the leader can do, if that is not this node.
@@ -250,7 +251,7 @@ impl Node {
             id: *id,
             address: match *id == self.id {
                 true => self.own_address(),
-                false => self.network.address_of(*id).unwrap_or_default(),
+                false => self.address_of(*id),
             },
             votes: conf.voters.contains(id) || conf.voters_outgoing.contains(id),
             identity: if member.identity == 0 { Vec::new() } else { member.identity.to_be_bytes().to_vec() },

@@ -15,7 +15,7 @@ impl Node {
             |id: &NodeId| membership.members.get(id).map(|member| member.metadata.clone()).unwrap_or_default();
         let peers = engine.peers.into_iter().map(|(id, progress)| PeerStatus {
             id,
-            address: self.network.address_of(id).unwrap_or_default(),
+            address: self.address_of(id),
             votes: votes(&id),
             metadata: metadata(&id),
             connected: self.network.connected(id),
@@ -55,5 +55,15 @@ impl Node {
             peers: peers.collect(),
         };
         *self.port.status.lock() = status;
+    }
+
+    /// Where another node is reached; empty if nobody knows.
+    pub(super) fn address_of(&self, id: NodeId) -> String {
+        let (dialled, membership) = (self.network.address_of(id), self.engine.membership());
+        let logged = membership.members.get(&id).map(|member| member.address.clone()).filter(|it| !it.is_empty());
+        // It is dialled as soon as the log is durable that far.
+        let is_news = membership.version != self.members.borrow().formation.membership().version;
+        let known = if is_news { logged.or(dialled) } else { dialled.or(logged) };
+        known.unwrap_or_default()
     }
 }

@@ -58,7 +58,8 @@ fn changes_survive_the_round_trip_and_garbage_is_refused() {
 #[test]
 fn a_membership_survives_the_round_trip_and_damage_is_refused() {
     let mut membership = two_left();
-    membership.members.insert(7, Member { metadata: [("a".into(), "b".into())].into(), ..member(70) });
+    let metadata = [("a".into(), "b".into())].into();
+    membership.members.insert(7, Member { metadata, seeks_vote: true, ..member(70) });
     assert_eq!(Membership::from_stored(membership.stored()).as_ref(), Some(&membership));
     for retired in [vec![3], vec![5, 3], vec![3, 6, 5, 9], vec![3, 3, 3, 3]] {
         let damaged = StoredMembership { retired, ..membership.stored() };
@@ -98,6 +99,27 @@ fn m1_a_known_directory_is_the_member_that_it_is_and_no_other() {
     assert!(reason.contains("node 2's"), "{reason}");
     let reason = refused(&three, &conf, &[add(2, 21)]);
     assert!(reason.contains("wiped or replaced"), "{reason}");
+}
+
+#[test]
+fn who_joined_by_itself_seeks_a_vote_until_it_gets_one_or_is_told_to_do_without() {
+    let joined = Change::AddLearner { id: 0, member: Member { seeks_vote: true, ..member(40) } };
+    let (three, founders) = (three(), conf(&[1, 2, 3], &[]));
+    let after = |mut from: Membership, before: &ConfState, change: &Change, after: &ConfState| {
+        let plan = from.plan(before, std::slice::from_ref(change)).unwrap();
+        from.take(plan, after, 5);
+        from
+    };
+    let learns = conf(&[1, 2, 3], &[4]);
+    let four = after(three, &founders, &joined, &learns);
+    assert!(four.members[&4].seeks_vote);
+    let metadata = Some(Metadata::new());
+    let renamed = Change::Update { id: 4, identity: 0, address: String::new(), metadata };
+    assert!(after(four.clone(), &learns, &renamed, &learns).members[&4].seeks_vote);
+    let voter = after(four.clone(), &learns, &Change::Promote(4), &conf(&[1, 2, 3, 4], &[]));
+    assert!(!voter.members[&4].seeks_vote, "a vote that it loses later is not asked for again");
+    let stays = after(four, &learns, &Change::Demote(4), &learns);
+    assert!(!stays.members[&4].seeks_vote);
 }
 
 #[test]

@@ -215,17 +215,24 @@ impl Draft {
             }
             Change::Promote(id) => {
                 let identity = self.members.get(id)?.identity;
-                if !self.voters.contains(id) {
+                if self.voters.contains(id) {
+                    let member = self.members.get_mut(id)?;
+                    self.is_same &= !member.seeks_vote;
+                    member.seeks_vote = false;
+                } else {
                     // One whose data directory nobody has met may be anybody.
                     if !state.members.contains_key(id) || identity == 0 {
                         return None;
                     }
                     self.voters.insert(*id);
+                    self.members.get_mut(id)?.seeks_vote = false;
                     self.singles.push((*id, ConfChangeType::AddNode));
                 }
             }
             Change::Demote(id) => {
-                self.members.get(id)?;
+                let member = self.members.get_mut(id)?;
+                self.is_same &= !member.seeks_vote;
+                member.seeks_vote = false;
                 if self.voters.remove(id) {
                     self.singles.push((*id, ConfChangeType::AddLearnerNode));
                 }
