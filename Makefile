@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# What building needs, and what testing and checking need beyond it.
+# What building needs, what testing and checking need beyond it, and what aioraft is measured beside.
 BUILD_TOOLS := $(VENV)/.build-tools
 DEV_TOOLS := $(VENV)/.dev-tools
+BENCH_TOOLS := $(VENV)/.bench-tools
 # A protoc generates raft's messages when cargo builds: the virtual environment's, whatever else is on PATH.
 export PROTOC := $(CURDIR)/$(BIN)/protoc
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
@@ -13,7 +14,7 @@ export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 SEEDS ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-chaos test-slow-disk test-large sim sim-mutants verify fix bench fuzz soak chaos judge exits stubs audit build venv wheel clean
+.PHONY: help demo test test-rust test-python test-chaos test-slow-disk test-large sim sim-mutants verify fix bench bench-peers fuzz soak chaos judge exits stubs audit build venv wheel clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -79,6 +80,9 @@ fix: venv ## Format, and apply what the linters can mend themselves
 bench: venv build ## Proposals per second and failover time of three processes
 	@$(BIN)/python benches/end_to_end.py $(ARGS)
 
+bench-peers: $(BENCH_TOOLS) build ## aioraft beside etcd and PySyncObj, in turns on one disk (ARGS="--rounds 5 --seconds 4 --publish")
+	@$(BIN)/python benches/side_by_side.py $(ARGS)
+
 fuzz: $(BUILD_TOOLS) .tools/bin/cargo-fuzz ## Throw anything at wire, handshake, log records, snapshots and engine (SECONDS=1200 for each; needs a nightly Rust)
 	@for target in frames handshake log_records snapshots peers; do \
 		RUSTUP_TOOLCHAIN=$${RUSTUP_TOOLCHAIN:-nightly} .tools/bin/cargo-fuzz run --fuzz-dir fuzz --sanitizer none $$target -- -max_total_time=$(or $(SECONDS),1200) -print_final_stats=1 || exit 1; \
@@ -123,6 +127,11 @@ $(BUILD_TOOLS): pyproject.toml
 $(DEV_TOOLS): $(BUILD_TOOLS)
 	@echo "Installing into $(VENV) what testing and checking need." >&2
 	@$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
+
+$(BENCH_TOOLS): $(BUILD_TOOLS)
+	@echo "Installing into $(VENV) what aioraft is measured beside." >&2
+	@$(BIN)/python -m pip install --quiet --group bench
 	@touch $@
 
 .tools/bin/cargo-fuzz:
