@@ -10,11 +10,14 @@ BENCH_TOOLS := $(VENV)/.bench-tools
 export PROTOC := $(CURDIR)/$(BIN)/protoc
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
+# What times and counts the hot paths needs no Python.
+HOT := --no-default-features --features driver
+
 # Worlds that `make sim` runs.
 SEEDS ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-chaos test-slow-disk test-large sim sim-mutants verify fix bench bench-peers fuzz soak chaos judge exits stubs audit build venv wheel clean
+.PHONY: help demo test test-rust test-python test-chaos test-slow-disk test-large sim sim-mutants verify fix bench bench-peers instructions fuzz soak chaos judge exits stubs audit build venv wheel clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -77,8 +80,13 @@ fix: venv ## Format, and apply what the linters can mend themselves
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: venv build ## Proposals per second and failover time of three processes
+bench: $(BUILD_TOOLS) build ## Hot paths, the bare bridge, one node, three processes, failover (ARGS="--rounds 3 --seconds 3")
+	cargo bench --quiet $(HOT) --bench hot_paths -- --noplot --quiet
+	@$(BIN)/python benches/criterion_results.py
 	@$(BIN)/python benches/end_to_end.py $(ARGS)
+
+instructions: $(BUILD_TOOLS) ## Count the instructions of the hot paths, and compare (ARGS=--write commits to the new counts)
+	@cargo bench --quiet $(HOT) --bench instructions -- $(ARGS)
 
 bench-peers: $(BENCH_TOOLS) build ## aioraft beside etcd and PySyncObj, in turns on one disk (ARGS="--rounds 5 --seconds 4 --publish")
 	@$(BIN)/python benches/side_by_side.py $(ARGS)

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import aioraft
 
-from . import _changes, _inspect, _members, _recover, _snapshot, _status, _transfer
+from . import _bench, _changes, _inspect, _members, _recover, _snapshot, _status, _transfer
 from ._command import Command, CommandError, Status
 
 __all__ = ["main", "run"]
@@ -30,6 +30,7 @@ _COMMANDS = (
     *_changes.COMMANDS,
     _transfer.COMMAND,
     _snapshot.COMMAND,
+    _bench.COMMAND,
 )
 
 
