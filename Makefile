@@ -89,6 +89,7 @@ instructions: $(BUILD_TOOLS) ## Count the instructions of the hot paths, and com
 	@cargo bench --quiet $(HOT) --bench instructions -- $(ARGS)
 
 bench-peers: $(BENCH_TOOLS) build ## aioraft beside etcd and PySyncObj, in turns on one disk (ARGS="--rounds 5 --seconds 4 --publish")
+	cargo build --quiet --release $(HOT) --example without_python
 	@$(BIN)/python benches/side_by_side.py $(ARGS)
 
 fuzz: $(BUILD_TOOLS) .tools/bin/cargo-fuzz ## Throw anything at wire, handshake, log records, snapshots and engine (SECONDS=1200 for each; needs a nightly Rust)

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import os
 import pathlib
 import shlex
 import shutil
@@ -20,6 +21,8 @@ HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "examples"))
 
 from demo import reserved_addresses  # noqa: E402
+
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", HERE.parent / "target"))
 
 FSYNCED = "fsynced by a majority"
 
@@ -85,6 +88,27 @@ def aioraft(*, on_follower: bool = False) -> Contender:
     return Contender(
         f"aioraft{', on a follower' if on_follower else ''}", FSYNCED, start, kinds=("propose", "propose_many", "read")
     )
+
+
+def without_python() -> Contender:
+    program = TARGET / "release" / "examples" / "without_python"
+
+    @contextlib.asynccontextmanager
+    async def start(folder: pathlib.Path) -> AsyncIterator[Cluster]:
+        async with AsyncExitStack() as stack:
+            members = stack.enter_context(reserved_addresses(3))
+            given = ",".join(f"{number}={address}" for number, address in members.items())
+            nodes = {}
+            for number in members:
+                command = (str(program), str(number), given, str(folder / str(number)))
+                nodes[number] = await stack.enter_async_context(Child(*command, log=folder / f"{number}.log"))
+            await asyncio.gather(*(node.expect("ready") for node in nodes.values()))
+            yield Cluster(nodes[await agreed_leader(nodes.values())], list(nodes.values()))
+
+    def missing() -> str | None:
+        return None if program.exists() else f"there is no {program}: `make bench-peers` builds it"
+
+    return Contender("aioraft's Rust alone, without Python", FSYNCED, start, missing)
 
 
 def one_node(*, durable: bool) -> Contender:

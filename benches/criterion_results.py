@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import pathlib
 
-from report import HERE, machine, table, write_json
-
-TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", HERE.parent / "target"))
+from contenders import TARGET
+from report import machine, table, write_json
 
 
 def gathered() -> list[dict[str, object]]:

@@ -12,12 +12,13 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from child import Child, Usage, agreed_leader
 from contenders import BARE_BRIDGE, DISK, aioraft, aioraft_nodes, one_node
 from load import Load
-from report import load_tables, machine, medians, write_json
+from report import RESULTS, load_tables, machine, medians, write_json
 from rounds import Plan, in_turns
 
 NAME = "end-to-end"
@@ -26,13 +27,13 @@ MIB = 1 << 20
 SETTLE_S = 2.0
 
 
-def plans(seconds: float) -> list[Plan]:
+def plans(seconds: float, in_flights: Sequence[int]) -> list[Plan]:
     """Small values from one process and from three, then large ones beside as many writers of the bare disk."""
 
     def load(in_flight: int, what: str = "propose", value_bytes: int = 64) -> Load:
         return Load(in_flight=in_flight, value_bytes=value_bytes, seconds=seconds, what=what)
 
-    small = [load(in_flight) for in_flight in (1, 64, 256, 1024)]
+    small = [load(in_flight) for in_flight in in_flights]
     more = [load(1, "propose_many"), load(256, "read")]
     large = [load(in_flight, value_bytes=MIB) for in_flight in (3, 16)]
     return [
@@ -76,10 +77,9 @@ async def idle(folder: pathlib.Path, seconds: float) -> float:
 
 async def main(options: argparse.Namespace) -> None:
     about = machine()
-    cells = await in_turns(plans(options.seconds), options.rounds, options.dir)
+    cells = await in_turns(plans(options.seconds, options.in_flight), options.rounds, options.dir)
     middle = medians(cells)
     print(load_tables(middle, BARE))
-    result = {"machine": about, "medians": middle, "rounds": cells}
     with tempfile.TemporaryDirectory(dir=options.dir, prefix=".bench-") as root:
         times = [await failover(pathlib.Path(root) / str(number)) for number in range(options.failovers)]
         share = await idle(pathlib.Path(root) / "idle", options.idle_seconds)
@@ -89,14 +89,17 @@ async def main(options: argparse.Namespace) -> None:
             f"median {statistics.median(times):,.0f} ms, {min(times):,.0f} to {max(times):,.0f} ms."
         )
     print(f"An idle node of three takes {share:.2f} % of a core.")
-    print(f"written: {write_json(NAME, result | {'failover_ms': times, 'idle_percent': share})}", file=sys.stderr)
+    result = {"machine": about, "medians": middle, "rounds": cells, "failover_ms": times, "idle_percent": share}
+    print(f"written: {write_json(NAME, result, options.out)}", file=sys.stderr)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--in-flight", type=int, nargs="+", default=[1, 64, 256, 1024])
     parser.add_argument("--failovers", type=int, default=5, help="how many leaders to kill")
     parser.add_argument("--idle-seconds", type=float, default=20.0, help="how long to look at idle nodes")
     parser.add_argument("--dir", default=".", help="on the disk to measure")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="where the JSON goes")
     asyncio.run(main(parser.parse_args()))

@@ -12,6 +12,7 @@ import re
 import statistics
 import subprocess
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from load import Load
@@ -63,8 +64,16 @@ def load_tables(cells: Iterable[Cell], ours: str) -> str:
         rates = {cell.load.in_flight: cell.found.get("rate") for cell in part if cell.who == ours}
         part.sort(key=lambda cell: cell.load.in_flight)
         text += f"{kind}:\n\n{table(titles, [_row(cell, rates.get(cell.load.in_flight), ours) for cell in part])}\n"
-    failed = {cell.who: cell.found["failed"] for part in parts.values() for cell in part if "failed" in cell.found}
-    return text + "".join(f"{who} failed: {why}\n" for who, why in failed.items())
+    return text + "".join(f"{line}\n" for line in dict.fromkeys(filter(None, map(_failure, chain(*parts.values())))))
+
+
+def _failure(cell: Cell) -> str | None:
+    at = f"with {cell.load.in_flight} in flight of {cell.load.value_bytes:,} bytes"
+    if "failed" in cell.found:
+        return f"{cell.who} failed: {cell.found['failed']}"
+    if failed := cell.found["rounds_failed"]:
+        return f"{cell.who} failed in {failed} of {failed + cell.found['rounds']} rounds {at}"
+    return None
 
 
 def _row(cell: Cell, our_rate: float | None, ours: str) -> list[object]:
@@ -124,10 +133,10 @@ def _version(package: str) -> str | None:
         return None
 
 
-def write_json(name: str, result: dict[str, Any]) -> pathlib.Path:
-    """Into benches/results, in the place of the one before."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def write_json(name: str, result: dict[str, Any], folder: pathlib.Path = RESULTS) -> pathlib.Path:
+    """In the place of the one before."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.json"
     path.write_text(json.dumps(result, indent=1, default=_plain) + "\n")
     return path
 

@@ -8,19 +8,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import pathlib
 import shutil
 import sys
 
 import chart
-from contenders import DISK, aioraft, etcd, given, pysyncobj
+from contenders import DISK, aioraft, etcd, given, pysyncobj, without_python
 from load import Load
-from report import PAGE, load_tables, machine, medians, publish, write_json
+from report import PAGE, RESULTS, load_tables, machine, medians, publish, write_json
 from rounds import Plan, in_turns
 
 NAME = "side-by-side"
 OURS = aioraft()
 PEERS = (
     aioraft(on_follower=True),
+    without_python(),
     etcd(connections=1),
     etcd(connections=8),
     pysyncobj(batch=True),
@@ -58,7 +60,7 @@ async def main(options: argparse.Namespace) -> None:
     print(text)
     given_options = {key: getattr(options, key) for key in ("rounds", "seconds", "in_flight", "value_bytes")}
     result = {"machine": about, "options": given_options, "left_out": left_out, "medians": middle, "rounds": cells}
-    path = write_json(NAME, result)
+    path = write_json(NAME, result, options.out)
     drawing = path.with_suffix(".svg")
     drawing.write_text(chart.side_by_side([dataclasses.asdict(cell) for cell in middle]))
     print(f"written: {path}, {drawing}", file=sys.stderr)
@@ -77,5 +79,6 @@ if __name__ == "__main__":
     parser.add_argument("--only", nargs="+", default=[""], metavar="PART", help="who has this in their name")
     parser.add_argument("--also", action="append", default=[], metavar="NAME=COMMAND", help="another client to measure")
     parser.add_argument("--dir", default=".", help="on the disk to measure")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="where the JSON and the chart go")
     parser.add_argument("--publish", action="store_true", help="write tables and chart into docs/, too")
     asyncio.run(main(parser.parse_args()))
