@@ -81,6 +81,7 @@ fix: venv ## Format, and apply what the linters can mend themselves
 	$(BIN)/ruff format .
 
 bench: $(BUILD_TOOLS) build ## Hot paths, the bare bridge, one node, three processes, failover (ARGS="--rounds 3 --seconds 3")
+	@rm -rf target/criterion
 	cargo bench --quiet $(HOT) --bench hot_paths -- --noplot --quiet
 	@$(BIN)/python benches/criterion_results.py
 	@$(BIN)/python benches/end_to_end.py $(ARGS)

@@ -24,6 +24,7 @@ TITLES = {
     "propose_many": "Calls of `propose_many`, each of 256 values of {size:,} bytes",
     "read": "Linearizable reads",
 }
+README = HERE.parent / "README.md"
 PAGE = HERE.parent / "docs" / "performance.md"
 
 
@@ -145,12 +146,11 @@ def _plain(value: object) -> object:
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
-def publish(name: str, text: str) -> None:
-    """Put `text` into its place in docs/performance.md."""
+def publish(name: str, text: str, page: pathlib.Path) -> None:
+    """Put `text` into its place in a page."""
     begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
-    page = PAGE.read_text()
-    before, _, rest = page.partition(begin)
+    before, _, rest = page.read_text().partition(begin)
     _, found, after = rest.partition(end)
     if not found:
-        raise SystemExit(f"{PAGE} has no place for {name}: it needs the lines {begin.strip()} and {end.strip()}")
-    PAGE.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+        raise SystemExit(f"{page} has no place for {name}: it needs the lines {begin.strip()} and {end.strip()}")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}")

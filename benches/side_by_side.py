@@ -15,7 +15,7 @@ import sys
 import chart
 from contenders import DISK, aioraft, etcd, given, pysyncobj, without_python
 from load import Load
-from report import PAGE, RESULTS, load_tables, machine, medians, publish, write_json
+from report import PAGE, README, RESULTS, load_tables, machine, medians, publish, write_json
 from rounds import Plan, in_turns
 
 NAME = "side-by-side"
@@ -66,8 +66,9 @@ async def main(options: argparse.Namespace) -> None:
     print(f"written: {path}, {drawing}", file=sys.stderr)
     if options.publish:
         on = f"{about['cpu']}, {about['cores']} cores, Linux {about['kernel']}, Python {about['python']}"
-        publish(NAME, f"Medians of {options.rounds} rounds of {options.seconds:g} s; {on}.\n\n{text}")
+        publish(NAME, f"Medians of {options.rounds} rounds of {options.seconds:g} s; {on}.\n\n{text}", PAGE)
         shutil.copy(drawing, PAGE.with_name(drawing.name))
+        publish(NAME, f"![Proposals a second, side by side](docs/{drawing.name})\n", README)
 
 
 if __name__ == "__main__":
@@ -80,5 +81,5 @@ if __name__ == "__main__":
     parser.add_argument("--also", action="append", default=[], metavar="NAME=COMMAND", help="another client to measure")
     parser.add_argument("--dir", default=".", help="on the disk to measure")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="where the JSON and the chart go")
-    parser.add_argument("--publish", action="store_true", help="write tables and chart into docs/, too")
+    parser.add_argument("--publish", action="store_true", help="put tables and chart into docs/ and README, too")
     asyncio.run(main(parser.parse_args()))

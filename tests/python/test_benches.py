@@ -100,12 +100,12 @@ def test_a_chart_has_a_bar_for_each_value_that_is_there() -> None:
     assert len(bars) == 3
 
 
-def test_tables_are_published_in_their_place(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_are_published_in_their_place(tmp_path: pathlib.Path) -> None:
     page = tmp_path / "performance.md"
     page.write_text("before\n<!-- some: begin -->\nold\n<!-- some: end -->\nafter\n")
-    monkeypatch.setattr(report, "PAGE", page)
-    report.publish("some", "new\n")
+    report.publish("some", "new\n", page)
     assert page.read_text() == "before\n<!-- some: begin -->\n\nnew\n\n<!-- some: end -->\nafter\n"
     with pytest.raises(SystemExit, match="no place for other"):
-        report.publish("other", "new")
-    assert "<!-- side-by-side: begin -->" in (BENCHES.parent / "docs" / "performance.md").read_text()
+        report.publish("other", "new", page)
+    for there in (report.PAGE, report.README):
+        assert "<!-- side-by-side: begin -->\n" in there.read_text()
