@@ -17,7 +17,7 @@ HOT := --no-default-features --features driver
 SEEDS ?= 1000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-chaos test-slow-disk test-large sim sim-mutants verify fix bench bench-peers instructions fuzz soak chaos judge exits stubs audit build venv wheel clean
+.PHONY: help demo test test-rust test-python test-chaos test-slow-disk test-large sim sim-mutants verify fix bench bench-peers bench-long instructions fuzz soak chaos judge exits stubs audit build venv wheel clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -85,6 +85,9 @@ bench: $(BUILD_TOOLS) build ## Hot paths, the bare bridge, one node, three proce
 	cargo bench --quiet $(HOT) --bench hot_paths -- --noplot --quiet
 	@$(BIN)/python benches/criterion_results.py
 	@$(BIN)/python benches/end_to_end.py $(ARGS)
+
+bench-long: build ## Memory over 5 million proposals; how soon a log of a million entries is open and replayed
+	@$(BIN)/python benches/long_run.py $(ARGS)
 
 instructions: $(BUILD_TOOLS) ## Count the instructions of the hot paths, and compare (ARGS=--write commits to the new counts)
 	@cargo bench --quiet $(HOT) --bench instructions -- $(ARGS)

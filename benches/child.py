@@ -84,12 +84,16 @@ class Silent(Exception):
 
 async def agreed_leader(children: Iterable[Child]) -> int:
     """Wait until all name the same leader."""
-    async with asyncio.timeout(PATIENCE_S):
-        while True:
-            named = {child.leader for child in children}
-            if len(named) == 1 and (leader := named.pop()) is not None:
-                return leader
-            await asyncio.sleep(0.01)
+    named: set[int | None] = set()
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                named = {child.leader for child in children}
+                if len(named) == 1 and (leader := named.pop()) is not None:
+                    return leader
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise Silent(f"after {PATIENCE_S} s they name different leaders, or none: {named}") from None
 
 
 class Usage:
@@ -107,8 +111,15 @@ class Usage:
 
     def peak_bytes(self) -> int:
         """The largest resident memory of each, added up."""
-        peaks = [line for folder in self._folders for line in (folder / "status").read_text().splitlines()]
-        return sum(int(line.split()[1]) * 1024 for line in peaks if line.startswith("VmHWM:"))
+        return self._status("VmHWM:")
+
+    def resident_bytes(self) -> int:
+        """The resident memory of all now."""
+        return self._status("VmRSS:")
+
+    def _status(self, name: str) -> int:
+        lines = [line for folder in self._folders for line in (folder / "status").read_text().splitlines()]
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
     def _cpu_s(self) -> float:
         fields = [(folder / "stat").read_text().rpartition(")")[2].split() for folder in self._folders]

@@ -20,7 +20,7 @@ from child import Child, agreed_leader
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "examples"))
 
-from demo import reserved_addresses  # noqa: E402
+from demo import reserved_addresses as reserved_addresses  # noqa: E402
 
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", HERE.parent / "target"))
 
@@ -49,6 +49,8 @@ class Contender:
     """What must be installed first."""
     kinds: Sequence[str] = ("propose",)
     """What it can be asked to do; a `read` is linearizable."""
+    alarm: str | None = None
+    """What it writes to its log when something is wrong with its answers."""
 
 
 def alone(name: str, *command: str, answer_means: str) -> Contender:
@@ -64,6 +66,10 @@ def alone(name: str, *command: str, answer_means: str) -> Contender:
 
 
 DISK = alone("append + fdatasync", sys.executable, str(HERE / "disk.py"), answer_means="fsynced on one disk")
+
+PLAIN_FUTURES = alone(
+    "plain futures", sys.executable, str(HERE / "plain_futures.py"), answer_means="nothing, it is asyncio alone"
+)
 
 BARE_BRIDGE = alone(
     "the bare bridge", sys.executable, str(HERE / "bare_bridge.py"), answer_means="nothing, it has no Raft"
@@ -124,20 +130,22 @@ def one_node(*, durable: bool) -> Contender:
     return Contender("one node in memory", "applied, and on no disk", start)
 
 
-async def aioraft_nodes(stack: AsyncExitStack, folder: pathlib.Path, count: int = 3) -> dict[int, Child]:
-    """`bench_node.py`, so many times; they are ready."""
-    members = stack.enter_context(reserved_addresses(count))
-    nodes = {number: aioraft_node(number, members, folder) for number in members}
+async def aioraft_nodes(stack: AsyncExitStack, folder: pathlib.Path, *, snapshots: bool = False) -> dict[int, Child]:
+    """Three times `bench_node.py`; they are ready."""
+    members = stack.enter_context(reserved_addresses(3))
+    nodes = {number: aioraft_node(number, members, folder, snapshots=snapshots) for number in members}
     for node in nodes.values():
         await stack.enter_async_context(node)
     await asyncio.gather(*(node.expect("ready") for node in nodes.values()))
     return nodes
 
 
-def aioraft_node(number: int, members: dict[int, str], folder: pathlib.Path, *, durable: bool = True) -> Child:
+def aioraft_node(
+    number: int, members: dict[int, str], folder: pathlib.Path, *, durable: bool = True, snapshots: bool = False
+) -> Child:
     data_dir = str(folder / str(number)) if durable else ""
-    command = (sys.executable, str(HERE / "bench_node.py"), str(number), json.dumps(members), data_dir)
-    return Child(*command, log=folder / f"{number}.log")
+    given = (str(number), json.dumps(members), data_dir, *(["snapshots"] if snapshots else []))
+    return Child(sys.executable, str(HERE / "bench_node.py"), *given, log=folder / f"{number}.log")
 
 
 def etcd(connections: int) -> Contender:
@@ -192,7 +200,8 @@ def pysyncobj(*, batch: bool) -> Contender:
             yield Cluster(children[leader], list(children.values()))
 
     name = f"PySyncObj, {'batches (its default)' if batch else 'no batches'}"
-    return Contender(name, "in the journals' page cache, not fsynced", start, _needs(module="pysyncobj"))
+    means, alarm = "in the page cache of a majority, not fsynced", "state machine may have diverged"
+    return Contender(name, means, start, _needs(module="pysyncobj"), alarm=alarm)
 
 
 def _needs(module: str, program: str | None = None, package: str = "") -> Callable[[], str | None]:

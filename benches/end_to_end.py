@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from child import Child, Usage, agreed_leader
-from contenders import BARE_BRIDGE, DISK, aioraft, aioraft_nodes, one_node
+from contenders import BARE_BRIDGE, DISK, PLAIN_FUTURES, aioraft, aioraft_nodes, one_node
 from load import Load
-from report import RESULTS, load_tables, machine, medians, write_json
+from report import RESULTS, Cell, load_tables, machine, medians, table, write_json
 from rounds import Plan, in_turns
 
 NAME = "end-to-end"
@@ -38,6 +38,7 @@ def plans(seconds: float, in_flights: Sequence[int]) -> list[Plan]:
     large = [load(in_flight, value_bytes=MIB) for in_flight in (3, 16)]
     return [
         [
+            (PLAIN_FUTURES, small),
             (BARE_BRIDGE, small),
             (one_node(durable=False), small),
             (one_node(durable=True), small),
@@ -75,11 +76,21 @@ async def idle(folder: pathlib.Path, seconds: float) -> float:
         return usage.cpu_s() / seconds / len(nodes) * 100
 
 
+def lag_table(cells: Sequence[Cell]) -> str:
+    """What an application's other tasks notice."""
+    titles = ("", "in flight", "loop lag p99 ms", "drain p99.9 ms")
+    ours = [cell for cell in cells if "lag_p99_ms" in cell.found and cell.load.value_bytes < MIB]
+    shown = [cell for cell in ours if cell.load.what == "propose"]
+    figures = [(cell.found["lag_p99_ms"], cell.found.get("drain_p999_ms")) for cell in shown]
+    return table(titles, [(cell.who, cell.load.in_flight, *of) for cell, of in zip(shown, figures, strict=True)])
+
+
 async def main(options: argparse.Namespace) -> None:
     about = machine()
     cells = await in_turns(plans(options.seconds, options.in_flight), options.rounds, options.dir)
     middle = medians(cells)
     print(load_tables(middle, BARE))
+    print(f"How long the loop takes for a turn, and the bridge's callback in it:\n\n{lag_table(middle)}")
     with tempfile.TemporaryDirectory(dir=options.dir, prefix=".bench-") as root:
         times = [await failover(pathlib.Path(root) / str(number)) for number in range(options.failovers)]
         share = await idle(pathlib.Path(root) / "idle", options.idle_seconds)

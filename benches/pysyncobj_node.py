@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import collections
 import sys
-import time
 
 from pysyncobj import FAIL_REASON, SyncObj, SyncObjConf, replicated
 
 from load import obey, say
 
 PATIENCE_S = 30.0
+LOOK_S = 0.2
 
 
 class Replica(SyncObj):  # type: ignore[misc]  # it has no types
@@ -56,16 +56,24 @@ class Awaitables:
                 future.set_exception(RuntimeError(f"PySyncObj's FAIL_REASON {reason}"))
 
 
+async def report_leader(replica: Replica) -> None:
+    said = None
+    while True:
+        if (leader := replica._getLeader()) != said:
+            said = leader
+            say({"leader": None if leader is None else int(str(leader).rsplit(":", 1)[1])})
+        await asyncio.sleep(LOOK_S)
+
+
 async def main(journal: str, use_batch: bool, own: str, others: list[str]) -> None:
     replica = Replica(own, others, SyncObjConf(journalFile=journal, appendEntriesUseBatch=use_batch))
-    end = time.monotonic() + PATIENCE_S
-    while not replica.isReady() or replica._getLeader() is None:
-        if time.monotonic() > end:
-            raise TimeoutError(f"PySyncObj has no leader after {PATIENCE_S:g} s")
-        await asyncio.sleep(0.05)
-    say({"leader": int(str(replica._getLeader()).rsplit(":", 1)[1])})
+    async with asyncio.timeout(PATIENCE_S):
+        while not replica.isReady():  # noqa: ASYNC110  # its callback comes on its own thread
+            await asyncio.sleep(LOOK_S)
     say({"ready": True})
+    reporting = asyncio.create_task(report_leader(replica))
     await obey({"propose": [Awaitables(replica).propose]})
+    reporting.cancel()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import platform
 import re
 import statistics
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -35,14 +35,19 @@ class Cell:
     who: str
     load: Load
     found: dict[str, Any]
+    note: str | None = None
+    """What must be said of it."""
 
 
 def medians(cells: Iterable[Cell]) -> list[Cell]:
     """One cell for each contender and load: medians of the rounds; `failed` if no round went well."""
-    rounds: dict[tuple[str, Load], list[dict[str, Any]]] = {}
+    rounds: dict[tuple[str, Load], list[Cell]] = {}
     for cell in cells:
-        rounds.setdefault((cell.who, cell.load), []).append(cell.found)
-    return [Cell(who, load, _median(all_found)) for (who, load), all_found in rounds.items()]
+        rounds.setdefault((cell.who, cell.load), []).append(cell)
+    return [
+        Cell(who, load, _median([cell.found for cell in of]), next((cell.note for cell in of if cell.note), None))
+        for (who, load), of in rounds.items()
+    ]
 
 
 def _median(all_found: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -65,16 +70,17 @@ def load_tables(cells: Iterable[Cell], ours: str) -> str:
         rates = {cell.load.in_flight: cell.found.get("rate") for cell in part if cell.who == ours}
         part.sort(key=lambda cell: cell.load.in_flight)
         text += f"{kind}:\n\n{table(titles, [_row(cell, rates.get(cell.load.in_flight), ours) for cell in part])}\n"
-    return text + "".join(f"{line}\n" for line in dict.fromkeys(filter(None, map(_failure, chain(*parts.values())))))
+    return text + "".join(f"{line}\n" for line in dict.fromkeys(chain(*(map(_remarks, chain(*parts.values()))))))
 
 
-def _failure(cell: Cell) -> str | None:
-    at = f"with {cell.load.in_flight} in flight of {cell.load.value_bytes:,} bytes"
+def _remarks(cell: Cell) -> Iterator[str]:
+    if cell.note:
+        yield f"- {cell.who}: {cell.note}."
     if "failed" in cell.found:
-        return f"{cell.who} failed: {cell.found['failed']}"
-    if failed := cell.found["rounds_failed"]:
-        return f"{cell.who} failed in {failed} of {failed + cell.found['rounds']} rounds {at}"
-    return None
+        yield f"- {cell.who} failed: {cell.found['failed']}."
+    elif failed := cell.found["rounds_failed"]:
+        at = f"with {cell.load.in_flight} in flight of {cell.load.value_bytes:,} bytes"
+        yield f"- {cell.who} failed in {failed} of {failed + cell.found['rounds']} rounds {at}."
 
 
 def _row(cell: Cell, our_rate: float | None, ours: str) -> list[object]:
@@ -89,7 +95,9 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table that can be read as it is; what looks like a number stands to the right."""
     texts = [titles, *([_shown(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in texts) for column in range(len(titles))]
-    is_number = [all(re.match(r"[\d.,]*x?$", row[column]) for row in texts[1:]) for column in range(len(titles))]
+    is_number = [
+        all(re.match(r"([\d.,]*x?|failed)$", row[column]) for row in texts[1:]) for column in range(len(titles))
+    ]
     lines = [
         " | ".join(
             text.rjust(width) if right else text.ljust(width)

@@ -44,9 +44,18 @@ async def turn(contender: Contender, loads: Sequence[Load], folder: pathlib.Path
             for load in loads:
                 found = await measure(cluster, load)
                 cells.append(Cell(contender.name, load, found))
-    except (Silent, TimeoutError) as error:
+    except Silent as error:
         cells += [Cell(contender.name, load, {"failed": str(error)}) for load in loads[len(cells) :]]
-    return cells
+    note = alarms(contender, folder)
+    return [dataclasses.replace(cell, note=note) for cell in cells]
+
+
+def alarms(contender: Contender, folder: pathlib.Path) -> str | None:
+    """How often its processes logged that something is wrong with its answers."""
+    if contender.alarm is None:
+        return None
+    times = sum(log.read_text(errors="replace").count(contender.alarm) for log in folder.glob("*.log"))
+    return f'its nodes logged "{contender.alarm}" ({times}x)' if times else None
 
 
 async def measure(cluster: Cluster, load: Load) -> dict[str, Any]:

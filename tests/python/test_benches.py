@@ -76,6 +76,18 @@ def test_end_to_end_measures_every_step_failover_and_idle_nodes(tmp_path: pathli
     assert found["append + fdatasync", "propose", 3, 1 << 20]["rate"] > 0
 
 
+def test_a_long_run_measures_memory_and_reopening(tmp_path: pathlib.Path) -> None:
+    short = ("--proposals", "20000", "--entries", "10000", "--dir", str(tmp_path), "--out", str(tmp_path / "out"))
+    command = [sys.executable, str(BENCHES / "long_run.py"), *short]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "long-run.json").read_text())
+    assert [step["proposals"] for step in found["memory"]] == [2000 * (number + 1) for number in range(10)]
+    assert all(step["resident_mib"] > 10 for step in found["memory"])
+    assert found["reopening"]["entries"] == 10_000
+    assert found["reopening"]["replayed_per_s"] > 0
+
+
 def test_what_fails_is_a_row_that_says_so() -> None:
     load = Load(in_flight=1)
     good = {"rate": 4.0, "p50_ms": 1.0, "p99_ms": 2.0, "cpu_us": 3.0, "peak_mib": 5.0}
