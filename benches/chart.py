@@ -74,8 +74,16 @@ def side_by_side(cells: Sequence[dict[str, Any]]) -> str:
     shown = [cell for cell in cells if (cell["load"]["value_bytes"], cell["load"]["what"]) == (size, "propose")]
     in_flight = sorted({cell["load"]["in_flight"] for cell in shown})
     rates = {(cell["who"], cell["load"]["in_flight"]): cell["found"].get("rate") for cell in shown}
-    bars = [(who, [rates.get((who, number)) for number in in_flight]) for who in dict.fromkeys(who for who, _ in rates)]
-    return draw(f"Per second, {size}-byte values", [f"{number} in flight" for number in in_flight], bars)
+    # The disk itself is measured with one writer only.
+    names = [
+        who for who in dict.fromkeys(who for who, _ in rates) if all((who, number) in rates for number in in_flight)
+    ]
+    bars = [(who, [rates[who, number] for number in in_flight]) for who in names]
+    return draw(
+        f"Proposals of {size} bytes a second, on a logarithmic scale",
+        [f"{number} in flight" for number in in_flight],
+        bars,
+    )
 
 
 if __name__ == "__main__":
