@@ -29,6 +29,8 @@ const WARM_UP: usize = 50;
 /// More than so many per cent above the committed count is an error: compilers and allocators account for some.
 const TOLERANCE_PERCENT: f64 = 10.0;
 
+/// Tells a child that it is traced.
+const COUNTED: &str = "--counted";
 const BEGIN: i32 = libc::SIGUSR1;
 const END: i32 = libc::SIGUSR2;
 
@@ -84,8 +86,15 @@ fn main() -> ExitCode {
     compare(&counted)
 }
 
-/// In the child: runs, warm, what is to be counted between two signals.
+/// In the child: runs, warm, what is to be counted between two signals. A profiler's gets none.
 fn count<T>(mut run: impl FnMut() -> T) {
+    let is_counted = std::env::args().any(|argument| argument == COUNTED);
+    let signal = |number| {
+        if is_counted {
+            // SAFETY: it takes a number; the tracer keeps the signal to itself.
+            unsafe { libc::raise(number) };
+        }
+    };
     for _ in 0..WARM_UP {
         run();
     }
@@ -94,15 +103,10 @@ fn count<T>(mut run: impl FnMut() -> T) {
     signal(END);
 }
 
-fn signal(number: i32) {
-    // SAFETY: it takes a number; the tracer keeps the signal to itself.
-    unsafe { libc::raise(number) };
-}
-
 /// In the parent: the instructions an entry takes on this path.
 fn counted(name: &str) -> io::Result<u64> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["--run", name]).env("GLIBC_TUNABLES", SAME_EVERYWHERE);
+    command.args(["--run", name, COUNTED]).env("GLIBC_TUNABLES", SAME_EVERYWHERE);
     // SAFETY: between fork and exec there is this one system call.
     unsafe {
         command.pre_exec(|| match libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) {
