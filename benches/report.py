@@ -9,6 +9,7 @@ import os
 import pathlib
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
@@ -121,18 +122,23 @@ def _shown(value: object) -> str:
 def machine() -> dict[str, Any]:
     """On what, and with what, it was measured."""
     model = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
-    )
+    versions = {package: _version(package) for package in ("aioraft", "aetcd", "grpcio", "pysyncobj")}
     return {
         "cpu": model[1] if model else platform.machine(),
         "cores": os.cpu_count(),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "load_average_before": os.getloadavg()[0],
-        "commit": commit.stdout.strip(),
-        "packages": {package: _version(package) for package in ("aioraft", "aetcd", "grpcio", "pysyncobj")},
+        "commit": _first_line("git", "rev-parse", "--short", "HEAD"),
+        "versions": versions | {"etcd": _first_line("etcd", "--version")},
     }
+
+
+def _first_line(*command: str) -> str | None:
+    if shutil.which(command[0]) is None:
+        return None
+    said = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False).stdout
+    return said.partition("\n")[0].rpartition(" ")[2]
 
 
 def _version(package: str) -> str | None:

@@ -66,6 +66,7 @@ async def main(options: argparse.Namespace) -> None:
     print(f"written: {path}, {drawing}", file=sys.stderr)
     if options.publish:
         on = f"{about['cpu']}, {about['cores']} cores, Linux {about['kernel']}, Python {about['python']}"
+        on += "".join(f", {name} {version}" for name, version in about["versions"].items() if version)
         publish(NAME, f"Medians of {options.rounds} rounds of {options.seconds:g} s; {on}.\n\n{text}", PAGE)
         shutil.copy(drawing, PAGE.with_name(drawing.name))
         publish(NAME, f"![Proposals a second, side by side](docs/{drawing.name})\n", README)
