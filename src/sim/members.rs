@@ -249,6 +249,15 @@ impl World {
         newest.has_quorum(is_there) && formed.all(|process| has_quorum(&process.engine.conf_state(), is_there))
     }
 
+    /// A disk that was lost before the cluster was formed is a founder's like any other once it is.
+    pub(super) fn count_in(&mut self, machine: MachineId, process: &Process) {
+        let at = &mut self.machines[machine];
+        if at.out && !at.old {
+            let known = process.engine.membership().members.get(&process.id);
+            at.out = known.is_none_or(|member| member.identity != process.members.borrow().record.identity);
+        }
+    }
+
     /// Whether a machine runs this node that has lost nothing.
     pub(super) fn is_healthy(&self, id: NodeId) -> bool {
         let machines = self.machines[..self.plan.machines()].iter();

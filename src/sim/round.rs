@@ -270,6 +270,7 @@ impl World {
             process.ticks += 1;
             process.engine.handle_tick();
             self.look_after_members(machine, process);
+            self.count_in(machine, process);
         } else if self.now > process.reported + REPORT_EVERY {
             process.reported = self.now;
             for peer in others(process) {
