@@ -1,7 +1,7 @@
 //! Who may connect (design decision 11, rules M1 and S2).
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -13,6 +13,7 @@ use super::identity::NodeRecord;
 use super::options::AdminFrom;
 use super::witness::Spoken;
 use crate::engine::formation::{Formation, Identities, Mismatch, Report};
+use crate::engine::membership::Membership;
 use crate::engine::{NodeId, APPLICATION_GROUP};
 use crate::storage::snapshot::SnapshotName;
 use crate::transport::{self, Held, Hello, Refusal, RefusalCode, Role};
@@ -63,6 +64,31 @@ impl Members {
         let let_in_at = BTreeMap::new();
         let (handed, durable, ended, is_due, is_changed) = (0, 0, None, false, false);
         Self { record, advertise, formation, held, handed, durable, let_in_at, ended, is_due, is_changed }
+    }
+
+    /// Whom this node dials when it starts with this list, and where: where the log says, or else the list. A newcomer whose
+    /// log does not know it yet dials the whole list: the members that it knows may all be gone.
+    pub fn dialled(&self, listed: &BTreeMap<NodeId, String>) -> BTreeMap<NodeId, String> {
+        let membership = self.formation.membership();
+        let is_known = membership.members.contains_key(&self.record.id);
+        let beside = listed.keys().copied().filter(|peer| !is_known && *peer != self.record.id);
+        let addresses = self.formation.others().into_iter().chain(beside).filter_map(|peer| {
+            let known =
+                membership.members.get(&peer).map(|member| &member.address).filter(|address| !address.is_empty());
+            // Whoever was reached where this node is now is gone.
+            let address = known.or_else(|| listed.get(&peer)).filter(|address| **address != self.advertise)?;
+            Some((peer, address.clone()))
+        });
+        addresses.collect()
+    }
+
+    /// Who is no member any more, as opposed to `before`. A node that finds itself among the members for the first time counts
+    /// those of its list, too.
+    pub fn gone(&self, before: &Membership, listed: &BTreeMap<NodeId, String>) -> BTreeSet<NodeId> {
+        let (me, after) = (self.record.id, self.formation.membership());
+        let has_come = after.members.contains_key(&me) && !before.members.contains_key(&me);
+        let known = before.members.keys().chain(listed.keys().filter(|_| has_come));
+        known.copied().filter(|id| *id != me && !after.members.contains_key(id)).collect()
     }
 
     /// Why this node has no part in the cluster any more, if that is so.

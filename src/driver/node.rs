@@ -148,7 +148,9 @@ impl Node {
         let mut network =
             Network::start(listener, options.id, gate.clone(), network_options, events.clone(), snapshots.clone())
                 .map_err(cannot)?;
-        membership::dial(&mut network, &members.borrow(), &options.members);
+        for (peer, address) in members.borrow().dialled(&options.members) {
+            network.set_peer(peer, &address);
+        }
         let now = Instant::now();
         let completions = vec![Completion::Listening { address: network.local_address() }];
         if let Some(faults) = &options.faults {

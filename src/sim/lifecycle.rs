@@ -102,7 +102,7 @@ impl World {
             format!("node {id} starts on machine {machine}: boot {boot}, log through {end}")
         });
         self.tell(machine, &Event::Started { begin, log: &log, application: application.applied });
-        let addresses = super::members::dialled(&members.borrow(), &listed);
+        let addresses = members.borrow().dialled(&listed);
         Ok(Process {
             place,
             id,

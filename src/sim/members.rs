@@ -1,8 +1,6 @@
 //! The driver's part in changes of the members, as `driver::node::membership` has it: who is dialled, who is told, and what a
 //! node changes by itself.
 
-use std::collections::BTreeMap;
-
 use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType};
 
 use super::clock::{Time, MS, SECOND};
@@ -12,7 +10,6 @@ use super::network::{MachineId, Packet};
 use super::plan::{Crash, HEALED};
 use super::round::put;
 use super::world::{Happening, World};
-use crate::driver::gate::Members;
 use crate::driver::initiative::Initiative;
 use crate::engine::membership::{Change, Membership};
 use crate::engine::{NodeId, Token, BOOTSTRAP};
@@ -23,18 +20,6 @@ pub(super) const OWN: Token = Token::MAX;
 const OWN_CHANGE: Time = 5 * SECOND;
 /// How long a removed member gets to hang up.
 const FAREWELL: Time = 2 * SECOND;
-
-/// Whom a node dials that was started with this list, and where.
-pub(super) fn dialled(members: &Members, listed: &BTreeMap<NodeId, String>) -> BTreeMap<NodeId, String> {
-    let membership = members.formation.membership();
-    let addresses = members.formation.others().into_iter().filter_map(|peer| {
-        let known = membership.members.get(&peer).map(|member| &member.address).filter(|address| !address.is_empty());
-        // Whoever was reached where this node is now is gone.
-        let address = known.or_else(|| listed.get(&peer)).filter(|address| **address != members.advertise)?;
-        Some((peer, address.clone()))
-    });
-    addresses.collect()
-}
 
 /// The ids of all others.
 pub(super) fn others(process: &Process) -> Vec<NodeId> {
@@ -104,10 +89,11 @@ impl World {
         }
         tell_all(process);
         let report = process.members.borrow().formation.report().encode();
-        for gone in before.members.keys().filter(|id| !after.members.contains_key(id) && **id != me) {
-            put(process, *gone, Packet::Formation(report.clone()));
-            process.addresses.remove(gone);
-            process.leaving.insert(*gone, self.now + FAREWELL);
+        let gone = process.members.borrow().gone(&before, &process.listed);
+        for gone in gone {
+            put(process, gone, Packet::Formation(report.clone()));
+            process.addresses.remove(&gone);
+            process.leaving.insert(gone, self.now + FAREWELL);
         }
         self.crash_in_change(process);
     }

@@ -1,17 +1,15 @@
 //! The driver's part in changes of the members: who is dialled, who is told, and what a node changes by itself.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::Node;
-use crate::driver::gate::{Ended, Members};
+use crate::driver::gate::Ended;
 use crate::driver::initiative::Initiative;
 use crate::driver::port::Completion;
 use crate::engine::membership::{Change, Membership};
 use crate::engine::{NodeId, Token};
-use crate::transport::Network;
 
 /// Whoever waits for a change that the node makes by itself: nobody. Applications count their tokens up from one.
 pub(super) const OWN: Token = Token::MAX;
@@ -19,18 +17,6 @@ pub(super) const OWN: Token = Token::MAX;
 const OWN_CHANGE: Duration = Duration::from_secs(5);
 /// How long a removed member gets to hang up, once it was told.
 const FAREWELL: Duration = Duration::from_secs(2);
-
-/// Dials everybody whom this node has to do with: where the log says, or else the list that it was started with.
-pub(super) fn dial(network: &mut Network, members: &Members, listed: &BTreeMap<NodeId, String>) {
-    let membership = members.formation.membership();
-    for peer in members.formation.others() {
-        let known = membership.members.get(&peer).map(|member| &member.address).filter(|address| !address.is_empty());
-        // Whoever was reached where this node is now is gone.
-        if let Some(address) = known.or_else(|| listed.get(&peer)).filter(|address| **address != members.advertise) {
-            network.set_peer(peer, address);
-        }
-    }
-}
 
 impl Node {
     /// The ids of all others.
@@ -40,8 +26,12 @@ impl Node {
 
     /// Says to everybody how far this node is, and who it takes for the members.
     pub(super) fn tell_all(&mut self) {
+        self.tell(self.others());
+    }
+
+    fn tell(&mut self, peers: impl IntoIterator<Item = NodeId>) {
         let report = self.members.borrow().formation.report().encode();
-        for peer in self.others() {
+        for peer in peers {
             self.network.send_formation(peer, &report);
         }
     }
@@ -65,13 +55,12 @@ impl Node {
         }
         // A newcomer hears that it belongs to the cluster, and one that was removed that it does not: it may never learn
         // of the entry that says so (etcd #796).
-        self.tell_all();
-        let report = self.members.borrow().formation.report().encode();
-        for gone in before.members.keys().filter(|id| !after.members.contains_key(id) && **id != self.id) {
+        let gone = self.members.borrow().gone(&before, &self.options.members);
+        self.tell(self.others().into_iter().chain(gone.iter().copied()));
+        for gone in gone {
             tracing::info!(node = self.id, peer = gone, "node {gone} is no member of the cluster any more");
-            self.network.send_formation(*gone, &report);
-            self.network.stop_dialling(*gone);
-            self.leaving.insert(*gone, Instant::now() + FAREWELL);
+            self.network.stop_dialling(gone);
+            self.leaving.insert(gone, Instant::now() + FAREWELL);
         }
     }
 
