@@ -319,6 +319,7 @@ mod tests {
     use super::*;
     use crate::driver::identity::Drawn;
     use crate::engine::formation::{Identity, Stage};
+    use crate::engine::membership::Member;
     use crate::transport::Gate as _;
 
     fn members() -> BTreeMap<NodeId, String> {
@@ -350,6 +351,25 @@ mod tests {
     fn refused(gate: &Gate, hello: &Hello) -> (RefusalCode, String) {
         let refusal = gate.admit(hello).unwrap_err();
         (refusal.code, refusal.reason)
+    }
+
+    #[test]
+    fn a_newcomer_dials_its_whole_list_until_it_knows_the_members() {
+        let newcomer = gate(9, 2, 1, Stage::Formed(all()));
+        let listed = BTreeMap::from([(1, "host:1".into()), (7, "host:7".into()), (8, "host:8".into()), (9, "x".into())]);
+        let mut members = newcomer.members.borrow_mut();
+        assert_eq!(members.dialled(&listed).into_keys().collect::<Vec<_>>(), [1, 7, 8]);
+        let before = members.formation.membership().clone();
+        let mut after = before.clone();
+        for (id, address) in [(7, "there:7"), (9, "host:9")] {
+            after.members.insert(id, Member { address: address.into(), ..Default::default() });
+        }
+        after.members.remove(&1);
+        members.formation.set_membership(after.clone());
+        assert_eq!(members.gone(&before, &listed), [1, 8].into());
+        assert_eq!(members.gone(&after, &listed), [].into(), "it has found itself before");
+        let dialled = members.dialled(&listed);
+        assert_eq!(dialled, [(7, "there:7".into())].into(), "nobody knows where the founders 2 and 3 are");
     }
 
     #[test]
