@@ -356,7 +356,8 @@ mod tests {
     #[test]
     fn a_newcomer_dials_its_whole_list_until_it_knows_the_members() {
         let newcomer = gate(9, 2, 1, Stage::Formed(all()));
-        let listed = BTreeMap::from([(1, "host:1".into()), (7, "host:7".into()), (8, "host:8".into()), (9, "x".into())]);
+        let listed =
+            BTreeMap::from([(1, "host:1".into()), (7, "host:7".into()), (8, "host:8".into()), (9, "x".into())]);
         let mut members = newcomer.members.borrow_mut();
         assert_eq!(members.dialled(&listed).into_keys().collect::<Vec<_>>(), [1, 7, 8]);
         let before = members.formation.membership().clone();

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::{Checker, Kept, Scene, Verdict};
-use crate::engine::NodeId;
+use crate::engine::{NodeId, BOOTSTRAP};
 use crate::sim::event::{ChangeEnded, Ended, Event, Stopped};
 use crate::sim::network::MachineId;
 
@@ -41,8 +41,11 @@ impl Checker for Incarnations {
 
     fn see(&mut self, scene: &Scene, event: &Event) -> Verdict {
         match event {
-            Event::Started { .. } => {
+            Event::Started { begin, log, .. } => {
                 self.known.remove(&scene.machine);
+                // Another disk, after that node has left or lost its own.
+                let is_new = *begin <= BOOTSTRAP && log.is_empty();
+                self.from.take_if(|(machine, _)| is_new && *machine == scene.machine && !scene.is_outside);
                 let recovered = self.from.filter(|(machine, _)| *machine == scene.machine && !scene.is_outside);
                 let Some((_, (last, chain))) =
                     recovered.filter(|(_, (last, _))| *last >= scene.logs.first(scene.machine))
