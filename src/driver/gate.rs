@@ -83,11 +83,17 @@ impl Members {
     }
 
     /// Who is no member any more, as opposed to `before`. A node that finds itself among the members for the first time counts
-    /// those of its list, too.
-    pub fn gone(&self, before: &Membership, listed: &BTreeMap<NodeId, String>) -> BTreeSet<NodeId> {
+    /// those of its list, too. One that is `connected` may have been added and removed between the two.
+    pub fn gone(
+        &self,
+        before: &Membership,
+        listed: &BTreeMap<NodeId, String>,
+        connected: &[NodeId],
+    ) -> BTreeSet<NodeId> {
         let (me, after) = (self.record.id, self.formation.membership());
         let has_come = after.members.contains_key(&me) && !before.members.contains_key(&me);
         let known = before.members.keys().chain(listed.keys().filter(|_| has_come));
+        let known = known.chain(connected.iter().filter(|id| after.retired.contains(**id)));
         known.copied().filter(|id| *id != me && !after.members.contains_key(id)).collect()
     }
 
@@ -316,6 +322,8 @@ impl transport::Gate for Gate {
 
 #[cfg(test)]
 mod tests {
+    use raft::eraftpb::ConfState;
+
     use super::*;
     use crate::driver::identity::Drawn;
     use crate::engine::formation::{Identity, Stage};
@@ -367,8 +375,13 @@ mod tests {
         }
         after.members.remove(&1);
         members.formation.set_membership(after.clone());
-        assert_eq!(members.gone(&before, &listed), [1, 8].into());
-        assert_eq!(members.gone(&after, &listed), [].into(), "it has found itself before");
+        assert_eq!(members.gone(&before, &listed, &[]), [1, 8].into());
+        assert_eq!(members.gone(&after, &listed, &[4, 7]), [].into(), "it has found itself before");
+        after.settle(&ConfState { voters: vec![2, 3, 7, 9], ..Default::default() }, 8);
+        after.members.insert(5, Member::default());
+        after.settle(&ConfState { voters: vec![2, 3, 7, 9], ..Default::default() }, 9);
+        members.formation.set_membership(after.clone());
+        assert_eq!(members.gone(&before, &BTreeMap::new(), &[4, 5]), [1, 5].into(), "5 has come and gone meanwhile");
         let dialled = members.dialled(&listed);
         assert_eq!(dialled, [(7, "there:7".into())].into(), "nobody knows where the founders 2 and 3 are");
     }

@@ -89,11 +89,12 @@ impl World {
         }
         tell_all(process);
         let report = process.members.borrow().formation.report().encode();
-        let gone = process.members.borrow().gone(&before, &process.listed);
+        let connected = process.peers.keys().copied().filter(|peer| is_connected(process, *peer)).collect::<Vec<_>>();
+        let gone = process.members.borrow().gone(&before, &process.listed, &connected);
         for gone in gone {
             put(process, gone, Packet::Formation(report.clone()));
             process.addresses.remove(&gone);
-            process.leaving.insert(gone, self.now + FAREWELL);
+            process.leaving.entry(gone).or_insert(self.now + FAREWELL);
         }
         self.crash_in_change(process);
     }

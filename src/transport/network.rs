@@ -95,6 +95,11 @@ impl Network {
         self.peers.connected(peer)
     }
 
+    /// All to whom there is a way.
+    pub fn all_connected(&self) -> Vec<NodeId> {
+        self.peers.all_connected()
+    }
+
     /// Why this node has no connection of its own dialling to `peer`: one sentence for people.
     pub fn trouble(&self, peer: NodeId) -> Option<String> {
         self.peers.trouble(peer)

@@ -444,6 +444,12 @@ impl Peers {
         self.peers.borrow().get(&id).is_some_and(|peer| peer.route().is_some_and(|route| route.is_open()))
     }
 
+    pub fn all_connected(&self) -> Vec<NodeId> {
+        let peers = self.peers.borrow();
+        let open = peers.iter().filter(|(_, peer)| peer.route().is_some_and(|route| route.is_open()));
+        open.map(|(id, _)| *id).collect()
+    }
+
     /// This node is about to close in good order.
     pub fn is_parting(&self) -> bool {
         self.parting.get()
