@@ -15,6 +15,8 @@ pub enum Mutant {
     PersistOutOfOrder,
     /// A Ready counts as durable as soon as the one before it is (rule P1).
     ConfirmOneTooMany,
+    /// A leader sends in a term that is not durable yet (rule P2).
+    SpeakBeforeTermIsDurable,
     /// The hard state is not in the batch of its Ready (rule P2).
     ForgetHardState,
     /// The cache of entries is cut up to the log's end, not up to the Ready that is durable (rule P3).
@@ -130,11 +132,12 @@ pub enum Mutant {
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 59] = [
+    pub const ALL: [Self; 60] = [
         Self::AcknowledgeBeforeFsync,
         Self::AnswerEmptyReadyAtOnce,
         Self::PersistOutOfOrder,
         Self::ConfirmOneTooMany,
+        Self::SpeakBeforeTermIsDurable,
         Self::ForgetHardState,
         Self::CutCacheByIndex,
         Self::SkipSessionTable,

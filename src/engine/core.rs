@@ -110,6 +110,8 @@ pub struct Engine {
     pub(super) raw: RawNode<LogView>,
     patience: Patience,
     persist: PersistQueue,
+    /// The Ready with the newest term or vote, until it is durable.
+    term_unsaved: Option<u64>,
     /// The commit index moved in memory only: raft-rs does not need it on disk, a restart is quicker with it.
     commit_unsaved: bool,
     applier: Applier,
@@ -205,6 +207,7 @@ impl Engine {
             raw: RawNode::new(&config, log, logger)?,
             patience: Patience::new(settings.seed, settings.election_ticks),
             persist: PersistQueue::default(),
+            term_unsaved: None,
             commit_unsaved: false,
             applier,
             proposals: Proposals::new(own, settings.election_ticks),
@@ -391,6 +394,7 @@ impl Engine {
                 self.raw.on_persist_ready(number);
                 self.raw.mut_store().mark_durable(number);
                 self.effects.extend(messages.into_iter().map(send));
+                self.term_unsaved.take_if(|ready| *ready <= number);
                 self.finish_install(number);
                 self.publish_members(number);
             }
@@ -706,14 +710,18 @@ impl Engine {
         let log = self.raw.mut_store();
         if let Some(hard_state) = ready.hs() {
             let before = log.hard_state();
-            // A leader may send before its own entries are durable (Raft thesis 10.2.1), but not before its term and vote
-            // are: a sole voter becomes leader in the very Ready that carries them.
             if hard_state.term != before.term || hard_state.vote != before.vote {
-                messages.append(&mut persisted_messages);
-                std::mem::swap(&mut messages, &mut persisted_messages);
+                self.term_unsaved = Some(number);
             }
             log.set_hard_state(hard_state.clone());
             self.commit_unsaved = true;
+        }
+        // A leader may send before its own entries are durable (Raft thesis 10.2.1), but nothing before its term and vote
+        // are: a sole voter becomes leader in the very Ready that carries them, and has learners to tell. If it lost power
+        // then, it would lead the same term again.
+        if self.term_unsaved.is_some() && !mutants::on(Mutant::SpeakBeforeTermIsDurable) {
+            messages.append(&mut persisted_messages);
+            std::mem::swap(&mut messages, &mut persisted_messages);
         }
         for entry in &entries {
             if let Some(stamp_ns) = stamp_of(entry).filter(|_| !mutants::on(Mutant::StampFromApplied)) {
