@@ -117,8 +117,6 @@ pub enum Mutant {
     RepeatChange,
     /// A member's data directory is replaced by another one (rule M1).
     BindAnyIdentity,
-    /// That a removal is committed is told before it is durable.
-    TellRemovalsEarly,
     /// Entries behind an installed snapshot stay in the log, though it does not hold the snapshot's last one (rule D1).
     KeepStaleSuffix,
     /// A newcomer by its name takes the place of whoever is not there, whatever that one is called.
@@ -132,7 +130,7 @@ pub enum Mutant {
 #[cfg(feature = "mutants")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 60] = [
+    pub const ALL: [Self; 59] = [
         Self::AcknowledgeBeforeFsync,
         Self::AnswerEmptyReadyAtOnce,
         Self::PersistOutOfOrder,
@@ -188,7 +186,6 @@ impl Mutant {
         Self::NeverLeaveJoint,
         Self::RepeatChange,
         Self::BindAnyIdentity,
-        Self::TellRemovalsEarly,
         Self::KeepStaleSuffix,
         Self::DisplaceAnybody,
         Self::RecoverKeepsIncarnation,

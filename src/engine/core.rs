@@ -702,8 +702,7 @@ impl Engine {
         let read_states = ready.take_read_states();
         // That a change of the members is committed is fsynced, before anybody hears of it: whoever forgot it would count
         // the votes of those who are gone for good, and may be the only one left.
-        let changes = committed.iter().any(members::is_change) && !mutants::on(Mutant::TellRemovalsEarly);
-        let must_sync = ready.must_sync() || changes;
+        let must_sync = ready.must_sync() || committed.iter().any(members::is_change);
         let snapshot = (!ready.snapshot().is_empty()).then(|| ready.snapshot().get_metadata());
         let installed = snapshot.map(|metadata| (metadata.index, metadata.term));
         let name = installed.map(|place| self.install(number, place)).transpose()?;
@@ -765,9 +764,6 @@ impl Engine {
         self.apply(committed)?;
         if self.membership().version != version {
             self.members_unsaved = Some(number);
-        }
-        if mutants::on(Mutant::TellRemovalsEarly) {
-            self.publish_members(number);
         }
         Ok(())
     }

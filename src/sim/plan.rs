@@ -217,7 +217,7 @@ pub struct Plan {
 
 /// How plans are drawn today. Whoever draws something new counts it up, and draws it from a generator of its own: a seed
 /// of the corpus goes on standing for the plan with which it failed.
-pub const EDITION: u32 = 8;
+pub const EDITION: u32 = 9;
 
 impl Plan {
     /// What `seed` stands for.
@@ -284,6 +284,13 @@ impl Plan {
         if edition >= 7 && plan.spares > 0 {
             // A newcomer that gets the log in small pieces, two on their way at once, is not there before the world ends.
             plan.tuning.max_inflight_messages = plan.tuning.max_inflight_messages.max(16);
+        }
+        let mut rng = Rng::with_seed(seed ^ 0x5eed_0000_0000_0009);
+        if edition >= 9 && nodes.is_none() && rng.u32(0..3) == 0 {
+            match plan.spares {
+                0 => plan.draw_old_disk(&mut rng),
+                _ => plan.draw_fatal_removals(&mut rng),
+            }
         }
         plan
     }
@@ -385,6 +392,37 @@ impl Plan {
             self.faults.push(scheduled(at, fault));
             at += lasts + rng.u64(500..2500) * MS;
         }
+    }
+
+    /// A disk is put back as it was before its node was started again, twice, so that the others know better.
+    fn draw_old_disk(&mut self, rng: &mut Rng) {
+        let (target, copied) = (Target::Machine(rng.usize(0..self.nodes)), rng.u64(6 * SECOND..30 * SECOND));
+        let crash = Fault::Crash { target, kind: Crash::Kill, after: 0, down: 300 * MS };
+        let old = scheduled(copied + 8 * SECOND, Fault::RollBack { target, copied, down: 300 * MS });
+        self.faults.extend([scheduled(copied + SECOND, crash), scheduled(copied + 4 * SECOND, crash), old]);
+        self.faults.sort_by_key(|scheduled| scheduled.at);
+    }
+
+    /// One voter after the other is removed or demoted, and whoever leads loses power just then; those who are left do so again
+    /// as they elect a leader, on slow disks.
+    fn draw_fatal_removals(&mut self, rng: &mut Rng) {
+        self.troubled_changes = true;
+        for step in 1..self.nodes as u64 {
+            let (at, down) = (5 * SECOND * step + rng.u64(0..SECOND), rng.u64(100..1000) * MS);
+            let target = Target::LeaderOr(rng.usize(0..self.nodes));
+            let ask = if rng.bool() { Ask::Remove } else { Ask::Demote };
+            let removal = Fault::Change { at: target, ask, patience: Some(4 * SECOND), twice: false };
+            let crash = |after| Fault::Crash { target, kind: Crash::PowerLoss, after, down };
+            let slow = Fault::SlowDisk { target, fsync: rng.u64(200..1500) * MS, lasts: 3 * SECOND };
+            self.faults.push(scheduled(at, removal));
+            self.faults.push(scheduled(at + rng.u64(0..40) * MS, crash(rng.u32(0..30))));
+            if rng.bool() {
+                self.faults.push(scheduled(at + SECOND, slow));
+                self.faults.push(scheduled(at + SECOND + MS, crash(0)));
+                self.faults.push(scheduled(at + rng.u64(2000..4000) * MS, crash(rng.u32(0..60))));
+            }
+        }
+        self.faults.sort_by_key(|scheduled| scheduled.at);
     }
 
     /// Leaders that are cut off have more in their logs than the others have when they find each other again.

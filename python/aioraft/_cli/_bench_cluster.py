@@ -23,7 +23,7 @@ from ._latencies import Latencies
 
 __all__ = ["measure"]
 
-_Said: TypeAlias = "asyncio.Queue[tuple[int, dict[str, Any] | str]]"
+_Said: TypeAlias = asyncio.Queue[tuple[int, dict[str, Any] | str]]
 """What nodes say, by their ids; a string is the last word of one that has ended."""
 
 _START_S = 60.0
