@@ -49,7 +49,7 @@ pub enum Refused {
     #[error("it is older than an acknowledgement of the same peer")]
     Stale,
     /// A request to campaign at a moment at which raft-rs could not; its sender gives up after an election timeout.
-    #[error("this node is installing a snapshot")]
+    #[error("this node is installing a snapshot, or its log is not durable yet")]
     Installing,
     /// A read request that came after this node's leadership had ended; its sender asks again.
     #[error("this node does not lead")]

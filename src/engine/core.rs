@@ -250,11 +250,6 @@ impl Engine {
             self.effects.push(Effect::Persist(Persist { hard_state, ..Default::default() }));
         }
         let raft = &self.raw.raft;
-        // A sole voter that campaigns while a Ready of its is not durable makes raft-rs panic: it becomes leader in the
-        // same step, and its earlier Readies must not hold entries then.
-        if raft.prs().is_singleton() && raft.state != StateRole::Leader && !self.persist.is_empty() {
-            return;
-        }
         if self.cannot_campaign() {
             return;
         }

@@ -110,8 +110,14 @@ impl Engine {
 
     /// Between a snapshot that raft-rs has handed out and its fsync, raft-rs takes everything behind its last applied entry
     /// for unapplied, looks for it in the log when it campaigns, and panics: the log begins later.
+    ///
+    /// It also panics if a sole voter campaigns while anything of its log is not durable, or not even in a Ready yet: that
+    /// one becomes leader in the same step.
     pub(super) fn cannot_campaign(&self) -> bool {
-        self.installing.is_some() && !mutants::on(Mutant::CampaignDuringInstall)
+        let (raft, log) = (&self.raw.raft, &self.raw.raft.raft_log);
+        let is_on_its_way = !self.persist.is_empty() || log.persisted != log.last_index();
+        let is_sole = raft.prs().is_singleton() && raft.state != StateRole::Leader;
+        (is_sole && is_on_its_way) || (self.installing.is_some() && !mutants::on(Mutant::CampaignDuringInstall))
     }
 
     pub(super) fn finish_install(&mut self, number: u64) {

@@ -1,6 +1,6 @@
 //! Rules P1-P3: what may leave a node before which fsync.
 
-use raft::eraftpb::MessageType;
+use raft::eraftpb::{Entry, Message, MessageType};
 
 use super::*;
 
@@ -146,6 +146,27 @@ fn a_sole_voter_does_not_campaign_while_its_entries_are_on_their_way_to_the_disk
     world.machine(1).disk_stalled = false;
     world.tick(5 * ELECTION_TICKS);
     assert_eq!(world.machine(1).resolved.len(), 1);
+}
+
+#[test]
+fn a_sole_voter_does_not_campaign_while_entries_wait_for_their_ready() {
+    let mut world = World::led_by(1, 1);
+    let engine = &mut world.machine(1).engine;
+    let (term, last) = (engine.raw.raft.term, engine.raw.raft.raft_log.last_index());
+    let entries = vec![Entry { index: last + 1, term: term + 1, ..Default::default() }];
+    let mut append =
+        Message { from: 2, to: 1, term: term + 1, index: last, log_term: term, entries, ..Default::default() };
+    append.set_msg_type(MessageType::MsgAppend);
+    engine.step_unguarded(append);
+    for _ in 0..5 * ELECTION_TICKS {
+        engine.handle_tick();
+    }
+    let mut now = Message { from: 2, to: 1, term: term + 1, ..Default::default() };
+    now.set_msg_type(MessageType::MsgTimeoutNow);
+    assert!(engine.handle_message(2, now).is_err());
+    assert_eq!(engine.status().role, "follower");
+    world.tick(5 * ELECTION_TICKS);
+    assert_eq!(world.machine(1).engine.status().role, "leader");
 }
 
 #[test]
