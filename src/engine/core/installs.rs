@@ -116,8 +116,10 @@ impl Engine {
     pub(super) fn cannot_campaign(&self) -> bool {
         let (raft, log) = (&self.raw.raft, &self.raw.raft.raft_log);
         let is_on_its_way = !self.persist.is_empty() || log.persisted != log.last_index();
-        let is_sole = raft.prs().is_singleton() && raft.state != StateRole::Leader;
-        (is_sole && is_on_its_way) || (self.installing.is_some() && !mutants::on(Mutant::CampaignDuringInstall))
+        // Also in a joint configuration, as while it adds two learners at once.
+        let is_sole = raft.promotable() && raft.prs().conf().voters().ids().iter().all(|voter| voter == self.id);
+        (is_sole && is_on_its_way && raft.state != StateRole::Leader)
+            || (self.installing.is_some() && !mutants::on(Mutant::CampaignDuringInstall))
     }
 
     pub(super) fn finish_install(&mut self, number: u64) {

@@ -1,6 +1,6 @@
 //! Rules P1-P3: what may leave a node before which fsync.
 
-use raft::eraftpb::{Entry, Message, MessageType};
+use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, Message, MessageType};
 
 use super::*;
 
@@ -152,6 +152,10 @@ fn a_sole_voter_does_not_campaign_while_its_entries_are_on_their_way_to_the_disk
 fn a_sole_voter_does_not_campaign_while_entries_wait_for_their_ready() {
     let mut world = World::led_by(1, 1);
     let engine = &mut world.machine(1).engine;
+    // Nobody but itself votes in either half of a joint configuration.
+    let learner = |node_id| ConfChangeSingle { node_id, change_type: ConfChangeType::AddLearnerNode as i32 };
+    let joint = ConfChangeV2 { changes: vec![learner(2), learner(3)], ..Default::default() };
+    engine.raw.apply_conf_change(&joint).unwrap();
     let (term, last) = (engine.raw.raft.term, engine.raw.raft.raft_log.last_index());
     let entries = vec![Entry { index: last + 1, term: term + 1, ..Default::default() }];
     let mut append =
