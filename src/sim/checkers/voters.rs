@@ -90,7 +90,8 @@ impl Voters {
         let long_ago = known.ticks.saturating_sub(self.election_ticks + TICKS_SPARE);
         let behind = known.committed.iter().take_while(|(at, _)| *at <= long_ago).last();
         for learner in entries.iter().filter(|entry| entry.term == term).flat_map(promoted) {
-            let is_learner = known.conf.learners.contains(&learner);
+            // A leader without a vote may give itself one; it has what it leads with.
+            let is_learner = known.conf.learners.contains(&learner) && learner != known.id;
             let has = self.acknowledged.get(&(term, known.id, learner)).copied().unwrap_or(0);
             if let Some((_, ought)) = behind.filter(|(_, ought)| is_learner && has < *ought) {
                 return Err(format!("node {learner} gets a vote; it has {has}, and {ought} was committed long before"));
