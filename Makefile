@@ -34,7 +34,7 @@ test-rust: $(BUILD_TOOLS)
 	if [ -n "$$libdir" ] && ls "$$libdir"/libpython3.*.so >/dev/null 2>&1; then LD_LIBRARY_PATH="$$libdir" cargo test --lib bridge; \
 	else echo "this Python has no libpython to link with: the bridge is tested by pytest alone"; fi
 	cargo test --release --no-default-features --features mutants -- sim::
-	@$(MAKE) --no-print-directory sim SEEDS=300 SECONDS=60
+	@$(MAKE) --no-print-directory sim SEEDS=300 FROM=1 SECONDS=60
 
 # SEED=x runs one seed again (EDITION=n: as it was drawn then); FROM=x begins there instead of at a random seed.
 sim: $(BUILD_TOOLS) ## A simulated world, all faults, and its checkers (SEEDS=n FROM=seed, or SEED=x again)

@@ -59,7 +59,7 @@ fn an_edition_keeps_its_plans() {
             0xe863b044bae60b35,
             0xf13f60d2801fc9af,
             0xe5618d559e6e330a,
-            0
+            0x78e36e22218d0530,
         ),
         "a new edition wants a line of its own here"
     );
