@@ -54,6 +54,14 @@ def test_a_configuration_that_is_none_is_said_once(tmp_path: pathlib.Path) -> No
         assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_module_that_prints_is_in_nobodys_way(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "loud.py").write_text("import aioraft\nprint('settings are read')\nCONFIG = aioraft.Config()\n")
+    done = bench(tmp_path, "--nodes", "1", "--in-flight", "4", "--config", "loud:CONFIG", "--json")
+    assert done.returncode == Status.OK, done.stderr
+    assert json.loads(done.stdout)["proposals"] > 0
+    assert "settings are read" in done.stderr
+
+
 def test_what_a_node_refuses_is_said(tmp_path: pathlib.Path) -> None:
     done = bench(tmp_path, "--nodes", "1", "--config", "configs:SMALL", "--value-bytes", "2000")
     assert (done.returncode, done.stdout) == (Status.REFUSED, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -20,7 +21,9 @@ def load_config(name: str | None) -> aioraft.Config:
     module, _, attribute = name.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
-        config = getattr(importlib.import_module(module), attribute)
+        # Standard output is for the report, and between the processes for their words.
+        with contextlib.redirect_stdout(sys.stderr):
+            config = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever a module of the user's raises
         raise CommandError(
             f"--config {name} cannot be imported ({type(error).__name__}: {error}): it takes MODULE:NAME, such as "
