@@ -102,9 +102,7 @@ impl World {
         if self.now > QUIET || self.workload.clients[client].waits {
             return;
         }
-        let at = &self.machines[machine];
-        let runs = at.paused_until.max(at.blocked_until) <= self.now;
-        if !at.process.as_ref().is_some_and(|process| runs && process.closing.is_none()) {
+        if !self.may_call(machine) {
             return self.happens(self.now + 100 * MS, Happening::Client(client));
         }
         let operation = self.workload.clients[client].again.take();
@@ -120,13 +118,18 @@ impl World {
         self.wake_soon(machine);
     }
 
+    /// Whether the application runs, and has a node that does not close.
+    fn may_call(&self, machine: MachineId) -> bool {
+        let at = &self.machines[machine];
+        let runs = at.paused_until.max(at.blocked_until) <= self.now;
+        at.process.as_ref().is_some_and(|process| runs && process.closing.is_none())
+    }
+
     /// An application calls many times at once: a leader that is cut off has a long log that nobody shares then. Each
     /// call has an object of its own, so that it costs the judge nothing.
     pub(super) fn burst(&mut self, target: Target, calls: u32) {
         let machine = self.resolve(target);
-        let at = &self.machines[machine];
-        let runs = at.paused_until.max(at.blocked_until) <= self.now;
-        if !at.process.as_ref().is_some_and(|process| runs && process.closing.is_none()) {
+        if !self.may_call(machine) {
             return;
         }
         for _ in 0..calls {

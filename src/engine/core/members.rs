@@ -75,11 +75,6 @@ impl Engine {
         self.raw.raft.prs().conf().to_conf_state()
     }
 
-    /// This node has no part in the cluster any more.
-    pub fn was_removed(&self) -> bool {
-        self.membership().retired.contains(self.id)
-    }
-
     /// The leader's part: at most one change is on its way through the log.
     pub(super) fn append_changes(&mut self, now: Now) {
         if self.raw.raft.state != StateRole::Leader {

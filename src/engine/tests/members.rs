@@ -178,7 +178,7 @@ fn m2_a_leader_hands_over_before_it_is_removed_and_the_caller_is_answered() {
         assert_eq!(world.voters(leader), (vec![2, 3], vec![]), "without waiting for an election timeout");
         if at == 1 {
             // It may have been cut off from what it asked for; then it is told by the others' handshakes.
-            let heard = world.machine(1).engine.was_removed();
+            let heard = world.machine(1).engine.membership().retired.contains(1);
             assert_eq!(world.machine(1).changed.is_empty(), !heard);
         } else {
             assert_eq!(world.machine(2).changed, [(10, vec![1])]);
@@ -209,14 +209,14 @@ fn m2_a_leader_that_commits_its_own_removal_stops_leading_and_does_not_panic() {
     world.network.clear();
     world.isolate(2);
     for _ in 0..20 * ELECTION_TICKS {
-        if world.machine(1).engine.was_removed() {
+        if world.machine(1).engine.membership().retired.contains(1) {
             break;
         }
         world.machine(3).engine.raw.raft.set_randomized_election_timeout(2 * ELECTION_TICKS - 1);
         world.machine(1).engine.raw.raft.set_randomized_election_timeout(ELECTION_TICKS);
         world.tick(1);
     }
-    assert!(world.machine(1).engine.was_removed());
+    assert!(world.machine(1).engine.membership().retired.contains(1));
     assert_ne!(world.machine(1).engine.raw.raft.state, StateRole::Leader);
     world.heal();
     world.tick(4 * ELECTION_TICKS);
