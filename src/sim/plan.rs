@@ -211,13 +211,15 @@ pub struct Plan {
     pub troubled_changes: bool,
     /// Nodes have names: those who found the cluster, and those who join by them.
     pub names: bool,
+    /// Many reads are given up before they can be answered.
+    pub hasty_reads: bool,
     /// In order of their times.
     pub faults: Vec<Scheduled>,
 }
 
 /// How plans are drawn today. Whoever draws something new counts it up, and draws it from a generator of its own: a seed
 /// of the corpus goes on standing for the plan with which it failed.
-pub const EDITION: u32 = 9;
+pub const EDITION: u32 = 10;
 
 impl Plan {
     /// What `seed` stands for.
@@ -290,6 +292,14 @@ impl Plan {
             match plan.spares {
                 0 => plan.draw_old_disk(&mut rng),
                 _ => plan.draw_fatal_removals(&mut rng),
+            }
+        }
+        let mut rng = Rng::with_seed(seed ^ 0x5eed_0000_0000_000a);
+        if edition >= 10 && nodes.is_none() {
+            match rng.u32(0..12) {
+                0 => plan.draw_late_answers(&mut rng),
+                1 => plan.draw_slow_heirs(&mut rng),
+                _ => {}
             }
         }
         plan
@@ -425,6 +435,38 @@ impl Plan {
         self.faults.sort_by_key(|scheduled| scheduled.at);
     }
 
+    /// Whoever asked to read has given up, and asks for something newer, when the answer comes: the way is as long as an
+    /// election timeout, and what is asked for is written elsewhere meanwhile.
+    fn draw_late_answers(&mut self, rng: &mut Rng) {
+        (self.hasty_reads, self.think, self.clients) = (true, 50 * MS, 3);
+        let timeout = self.tuning.election_timeout.as_nanos() as Time;
+        for at in (5 * SECOND..HEALED - 9 * SECOND).step_by(8 * SECOND as usize) {
+            let far = rng.usize(0..self.nodes);
+            let delay = rng.u64(timeout / 2..2 * timeout);
+            for other in (0..self.nodes).filter(|other| *other != far) {
+                self.faults.push(scheduled(at, Fault::SlowLink { one: far, other, delay, lasts: 7 * SECOND }));
+            }
+        }
+        self.faults.sort_by_key(|scheduled| scheduled.at);
+    }
+
+    /// Whoever is to lead has not written what the leader has when its disk becomes slow, and the leader leads on. The calls
+    /// have no deadline, and nothing else happens that would end them.
+    fn draw_slow_heirs(&mut self, rng: &mut Rng) {
+        self.think = 50 * MS;
+        self.faults.retain(|scheduled| scheduled.at < 25 * SECOND);
+        for at in (30 * SECOND..HEALED - 4 * SECOND).step_by(4 * SECOND as usize) {
+            let to = rng.usize(0..self.nodes);
+            let leader = Target::LeaderOr((to + 1) % self.nodes);
+            let slow = Fault::SlowDisk { target: Target::Machine(to), fsync: 3 * SECOND, lasts: 2 * SECOND };
+            let transfer = Fault::Transfer { target: leader, to: Some(to), patience: None };
+            self.faults.push(scheduled(at, slow));
+            self.faults.push(scheduled(at, Fault::Burst { target: leader, calls: rng.u32(1..20) }));
+            self.faults.push(scheduled(at + rng.u64(1..30) * MS, transfer));
+        }
+        self.faults.sort_by_key(|scheduled| scheduled.at);
+    }
+
     /// Leaders that are cut off have more in their logs than the others have when they find each other again.
     fn draw_bursts(&mut self, rng: &mut Rng) {
         let cut_off = self.faults.iter().filter_map(|it| match it.fault {
@@ -462,6 +504,7 @@ impl Plan {
             troubled_installs: false,
             troubled_changes: false,
             names: false,
+            hasty_reads: false,
             faults: faults(&mut rng, nodes),
         }
     }

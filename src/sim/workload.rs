@@ -110,6 +110,9 @@ impl World {
         let patience = match self.workload.rng.u32(0..10) {
             0 => None,
             1..=5 if self.plan.troubled_installs => None,
+            1..=5 if self.plan.hasty_reads && operation.action == Action::Read => {
+                Some(self.workload.rng.u64(1..200) * MS)
+            }
             1 => Some(self.workload.rng.u64(1..100) * MS),
             _ => Some(self.workload.rng.u64(200..8000) * MS),
         };
