@@ -66,20 +66,34 @@ impl Initiative<'_> {
         Some(std::iter::once(Change::Promote(me)).chain(gone).collect())
     }
 
-    /// Where this node is reached, and what it is called, if the log says something else.
     fn moved(&self) -> Option<Change> {
         let known = self.engine.membership().members.get(&self.id())?;
-        let address = self.members.advertise.clone();
-        let is_elsewhere = !known.address.is_empty() && !address.is_empty() && known.address != address;
-        // A founder's name is nowhere yet.
-        let is_nameless = self.name.is_some() && known.metadata.get(NAME) != self.name;
-        let metadata = self.name.filter(|_| is_nameless).map(|name| {
-            let mut metadata = known.metadata.clone();
-            metadata.insert(NAME.into(), name.clone());
-            metadata
-        });
-        (is_elsewhere || is_nameless).then_some(Change::Update { id: self.id(), identity: 0, address, metadata })
+        let Members { record, advertise, .. } = self.members;
+        correction(record.id, record.identity, advertise, self.name, known)
     }
+}
+
+/// Where a node is reached, what it is called, and which data directory it has, if the log says something else. It binds
+/// that by itself only where no leader has: it was added for any, and the cluster was recovered from it before that.
+fn correction(
+    id: NodeId,
+    identity: Identity,
+    advertise: &String,
+    name: Option<&String>,
+    known: &Member,
+) -> Option<Change> {
+    let is_elsewhere = !known.address.is_empty() && !advertise.is_empty() && known.address != *advertise;
+    // A founder's name is nowhere yet.
+    let is_nameless = name.is_some() && known.metadata.get(NAME) != name;
+    let is_unbound = known.identity == 0;
+    let metadata = name.filter(|_| is_nameless).map(|name| {
+        let mut metadata = known.metadata.clone();
+        metadata.insert(NAME.into(), name.clone());
+        metadata
+    });
+    let identity = if is_unbound { identity } else { 0 };
+    let differs = is_elsewhere || is_nameless || is_unbound;
+    differs.then(|| Change::Update { id, identity, address: advertise.clone(), metadata })
 }
 
 /// The member that runs under this name, if it is not the one with that data directory: nobody else gets its name.
@@ -92,4 +106,28 @@ pub fn runs_under(
     let is_namesake = |member: &Member| member.metadata.get(NAME).is_some_and(|known| known == name);
     let others = membership.members.iter().filter(|(_, member)| member.identity != identity && is_namesake(member));
     others.map(|(id, _)| *id).find(|id| runs(*id))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn a_node_corrects_what_the_log_says_of_it() {
+        let named = |name: &str| BTreeMap::from([(NAME.to_string(), name.to_string())]);
+        let known = Member { identity: 7, address: "here:1".into(), metadata: named("a"), seeks_vote: false };
+        let found = |advertise: &str, name: &str, known: &Member| {
+            correction(3, 7, &advertise.to_string(), Some(&name.to_string()), known)
+        };
+        let update = |identity, address: &str, metadata| {
+            Some(Change::Update { id: 3, identity, address: address.into(), metadata })
+        };
+        assert_eq!(found("here:1", "a", &known), None);
+        assert_eq!(found("there:1", "a", &known), update(0, "there:1", None));
+        assert_eq!(found("here:1", "b", &known), update(0, "here:1", Some(named("b"))));
+        let unbound = Member { identity: 0, ..known };
+        assert_eq!(found("here:1", "a", &unbound), update(7, "here:1", None), "no leader has bound it");
+    }
 }

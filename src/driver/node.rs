@@ -240,7 +240,7 @@ impl Node {
 
     async fn wait(&mut self) {
         let now_ns = clock::boottime_ns();
-        let deadline = Duration::from_nanos(self.engine.next_deadline_ns().saturating_sub(now_ns));
+        let deadline = Duration::from_nanos(self.engine.wakes_at_ns().saturating_sub(now_ns));
         let mut until = self.next_tick;
         if let Some(deadline) = Instant::now().checked_add(deadline) {
             until = until.min(deadline);

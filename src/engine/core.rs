@@ -28,6 +28,7 @@ use super::reads::{Reader, Reads};
 use super::snapshot::Meta;
 use super::snapshots::{SnapshotPolicy, Snapshots};
 use super::stragglers::Stragglers;
+use super::telling::Telling;
 use super::time::{Now, Stamper};
 use super::transfer::Transfers;
 use super::{Applied, Effect, Failure, Fault, Leadership, NodeId, Rejection, Token, APPLICATION_GROUP, BOOTSTRAP};
@@ -124,6 +125,7 @@ pub struct Engine {
     stragglers: Stragglers,
     transfers: Transfers,
     changes: Changes,
+    telling: Telling,
     /// The Ready in which the members changed last, until it is durable.
     members_unsaved: Option<u64>,
     /// A snapshot is being installed by this Ready; raft-rs may not hear that it is applied before it is durable.
@@ -194,6 +196,7 @@ impl Engine {
             read_only_option: raft::ReadOnlyOption::Safe,
             max_uncommitted_size: settings.max_uncommitted_bytes,
             max_committed_size_per_ready: COMMITTED_BYTES_MAX,
+            skip_bcast_commit: true, // `telling`
             ..Default::default()
         };
         let first_voter = settings.voters.iter().min() == Some(&settings.id);
@@ -218,6 +221,7 @@ impl Engine {
             stragglers: Stragglers::new(settings.election_ticks),
             transfers: Transfers::new(settings.id, settings.election_ticks),
             changes: Changes::new(settings.election_ticks),
+            telling: Telling::new(settings.id),
             members_unsaved: None,
             installing: None,
             awaiting_application: VecDeque::new(),
@@ -291,6 +295,16 @@ impl Engine {
     #[cfg(test)]
     pub fn append_for_test(&mut self, entry: Entry) -> bool {
         self.append_entries(vec![entry])
+    }
+
+    /// As if the others had been left long enough without the commit index; whether they had been.
+    #[cfg(test)]
+    pub fn hurry(&mut self) -> bool {
+        let waits = self.telling.due_ns() < u64::MAX;
+        if waits {
+            self.telling.hurry();
+        }
+        waits
     }
 
     /// The persist thread has written everything up to this Ready.
@@ -397,6 +411,7 @@ impl Engine {
             self.send_proposals(now);
             self.append_changes(now);
             self.start_read_round();
+            self.telling.work(&mut self.raw, now);
             if !self.raw.has_ready() {
                 self.has_more = false;
                 break;
@@ -443,6 +458,11 @@ impl Engine {
             return Ok(Ok((Vec::new(), after)));
         }
         self.applier.read_again(self.raw.store(), after, end, max_bytes).map(Ok)
+    }
+
+    /// The moment at which there is something to do even if nothing happens, in nanoseconds of boottime, or `u64::MAX`.
+    pub fn wakes_at_ns(&self) -> u64 {
+        self.next_deadline_ns().min(self.telling.due_ns())
     }
 
     /// The moment at which a deadline passes, in nanoseconds of boottime, or `u64::MAX`.
@@ -626,7 +646,10 @@ impl Engine {
             return;
         }
         let origins = forwarded.iter().map(|it| (it.from, it.command.header())).collect::<Vec<_>>();
-        if !self.append(forwarded.into_iter().map(|it| it.command).collect(), now) {
+        let first = self.raw.raft.raft_log.last_index() + 1;
+        if self.append(forwarded.into_iter().map(|it| it.command).collect(), now) {
+            self.telling.appended_for_others(first..=self.raw.raft.raft_log.last_index());
+        } else {
             let dropped = origins.into_iter().map(|(from, header)| (from, header.boot, header.number));
             self.reject_numbers(dropped, "the leader takes no proposals at the moment");
         }
@@ -646,7 +669,11 @@ impl Engine {
         let mut message = Message { from: self.id, entries, ..Default::default() };
         message.set_msg_type(MessageType::MsgPropose);
         // Dropped: a leader transfer is under way, this node was removed, or too much is uncommitted.
-        self.raw.raft.step(message).is_ok()
+        let is_appended = self.raw.raft.step(message).is_ok();
+        if is_appended {
+            self.telling.appended(&self.raw);
+        }
+        is_appended
     }
 
     fn reject(&mut self, refused: Vec<Forwarded>, reason: &str) {
@@ -782,6 +809,8 @@ impl Engine {
                     if self.raw.raft.state == StateRole::Leader && entry.term == self.raw.raft.term {
                         self.leadership.leading_from.get_or_insert(index);
                         self.effects.push(Effect::Leadership(self.leadership));
+                        // The others' barriers wait for a leader that has committed something.
+                        self.telling.hurry();
                     }
                     self.applier.pass(index);
                     self.proposals.term_began(entry.term);

@@ -332,8 +332,9 @@ impl Formation {
         }
         // A member that this node has not heard of yet: whoever knows it as one knows more than this node.
         let knows_more = report.membership.as_ref().is_some_and(|theirs| {
-            let is_member = theirs.members.get(&peer).is_some_and(|member| member.identity == report.identity);
-            theirs.version > ours.version && is_member
+            // One that was added for whatever data directory comes may not have bound its own yet.
+            let known = theirs.members.get(&peer).map(|member| member.identity);
+            theirs.version > ours.version && known.is_some_and(|known| known == report.identity || known == 0)
         });
         match knows_more {
             true => Ok(()),
@@ -514,6 +515,31 @@ mod tests {
             let early = formed(5, before.clone());
             assert_eq!(newcomer.check(5, &early.report()), Err(Mismatch::Stranger(4)));
             assert_eq!(early.check(4, &newcomer.report()), Err(Mismatch::Stranger(5)));
+        }
+    }
+
+    #[test]
+    fn a_newcomer_lets_in_a_member_that_it_has_not_heard_of() {
+        let founders = Identities::from([(1, 10), (2, 20), (3, 30)]);
+        let formed = |id, identity, membership| {
+            let mut formation = Formation::new(id, identity, members(), Stage::Formed(founders.clone()));
+            formation.set_membership(membership);
+            formation
+        };
+        let before = founded(&Stage::Formed(founders.clone()));
+        let newcomer = formed(5, 50, before.clone());
+        for (bound, version, expected) in [
+            (40, 9, Ok(())),
+            (0, 9, Ok(())),
+            (41, 9, Err(Mismatch::Stranger(4))),
+            (40, before.version, Err(Mismatch::Stranger(4))),
+        ] {
+            let mut after = before.clone();
+            after.members.insert(4, Member { identity: bound, ..Default::default() });
+            after.members.insert(5, Member { identity: 50, ..Default::default() });
+            after.settle(&ConfState { voters: vec![4], learners: vec![5], ..Default::default() }, version);
+            let member = formed(4, 40, after);
+            assert_eq!(newcomer.check(4, &member.report()), expected, "{bound} in version {version}");
         }
     }
 

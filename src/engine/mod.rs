@@ -22,6 +22,7 @@ mod session;
 pub mod snapshot;
 mod snapshots;
 mod stragglers;
+mod telling;
 #[cfg(test)]
 mod tests;
 mod time;

@@ -91,7 +91,7 @@ impl World {
         if process.engine.has_more() {
             return self.now + MS / 100;
         }
-        let deadline = process.engine.next_deadline_ns();
+        let deadline = process.engine.wakes_at_ns();
         let deadline = if deadline == u64::MAX { Time::MAX } else { self.machines[machine].clock.time_of(deadline) };
         process.next_tick.min(deadline).min(process.closing.unwrap_or(Time::MAX)).max(self.now + MS / 100)
     }

@@ -15,6 +15,7 @@ mod reading;
 mod routes;
 mod snapshots;
 mod starting;
+mod telling;
 mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -352,6 +353,15 @@ impl World {
 
     /// Runs until nothing moves.
     pub fn settle(&mut self) {
+        self.quieten();
+        // Together, what they had to tell one another included.
+        while self.machines.values_mut().map(|machine| machine.engine.hurry()).fold(false, |any, it| any | it) {
+            self.quieten();
+        }
+    }
+
+    /// Runs until nothing moves at this moment.
+    pub fn quieten(&mut self) {
         for _ in 0..10_000 {
             let ids = self.machines.keys().copied().collect::<Vec<_>>();
             for id in &ids {

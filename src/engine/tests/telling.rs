@@ -1,0 +1,69 @@
+//! When the others hear how far everything is committed.
+
+use super::*;
+
+fn commits(world: &mut World) -> Vec<u64> {
+    let members = world.members.clone();
+    members.into_iter().map(|id| world.machine(id).engine.status().commit).collect()
+}
+
+#[test]
+fn the_next_entries_tell_the_others_what_is_committed() {
+    let mut world = World::led_by(1, 3);
+    let begin = commits(&mut world)[0];
+    for token in 1..=3 {
+        world.propose(1, token, b"one after the other");
+        world.quieten();
+        assert!(world.machine(1).resolved.contains_key(&token), "it waits for nobody to be told");
+        assert_eq!(commits(&mut world), [begin + token, begin + token - 1, begin + token - 1]);
+    }
+}
+
+#[test]
+fn where_no_entries_follow_they_are_told_a_little_later() {
+    let mut world = World::led_by(1, 3);
+    let begin = commits(&mut world)[0];
+    let earlier = world.now;
+    world.propose(1, 1, b"alone");
+    world.quieten();
+    let wakes_at_ns = world.machine(1).engine.wakes_at_ns();
+    assert!((earlier.boottime_ns + 1..earlier.boottime_ns + 5_000_000).contains(&wakes_at_ns), "{wakes_at_ns}");
+    world.now.boottime_ns = wakes_at_ns - 1;
+    world.quieten();
+    assert_eq!(commits(&mut world), [begin + 1, begin, begin]);
+    world.now.boottime_ns = wakes_at_ns;
+    world.quieten();
+    assert_eq!(commits(&mut world), [begin + 1; 3]);
+    assert_eq!(world.machine(1).engine.wakes_at_ns(), u64::MAX, "once");
+}
+
+#[test]
+fn a_node_whose_command_is_committed_hears_so_at_once() {
+    let mut world = World::led_by(1, 3);
+    world.propose(2, 20, b"forwarded");
+    world.propose(1, 10, b"the leader's");
+    world.quieten();
+    assert!(world.machine(2).resolved.contains_key(&20));
+    // And its own are waited for no less when it has had others'.
+    world.propose(1, 11, b"the leader's");
+    world.quieten();
+    let [leader, follower, _] = commits(&mut world)[..] else { panic!("three nodes") };
+    assert_eq!(follower, leader - 1);
+}
+
+#[test]
+fn nobody_is_told_by_a_node_that_leads_no_more_or_that_is_alone() {
+    let mut world = World::led_by(1, 3);
+    world.propose(1, 1, b"committed and not told");
+    world.quieten();
+    assert!(world.machine(1).engine.wakes_at_ns() < u64::MAX);
+    world.isolate(1);
+    world.elect(2);
+    world.tick(4 * ELECTION_TICKS);
+    assert_eq!(world.machine(1).engine.wakes_at_ns(), u64::MAX);
+    let mut world = World::led_by(1, 1);
+    world.propose(1, 1, b"nobody else is there");
+    world.quieten();
+    assert!(world.machine(1).resolved.contains_key(&1));
+    assert_eq!(world.machine(1).engine.wakes_at_ns(), u64::MAX);
+}
