@@ -374,13 +374,13 @@ mod tests {
             after.members.insert(id, Member { address: address.into(), ..Default::default() });
         }
         after.members.remove(&1);
-        members.formation.set_membership(after.clone());
+        members.formation.set_membership(after.clone(), true);
         assert_eq!(members.gone(&before, &listed, &[]), [1, 8].into());
         assert_eq!(members.gone(&after, &listed, &[4, 7]), [].into(), "it has found itself before");
         after.settle(&ConfState { voters: vec![2, 3, 7, 9], ..Default::default() }, 8);
         after.members.insert(5, Member::default());
         after.settle(&ConfState { voters: vec![2, 3, 7, 9], ..Default::default() }, 9);
-        members.formation.set_membership(after.clone());
+        members.formation.set_membership(after.clone(), true);
         assert_eq!(members.gone(&before, &BTreeMap::new(), &[4, 5]), [1, 5].into(), "5 has come and gone meanwhile");
         let dialled = members.dialled(&listed);
         assert_eq!(dialled, [(7, "there:7".into())].into(), "nobody knows where the founders 2 and 3 are");
@@ -517,7 +517,7 @@ mod tests {
         for (id, address) in [(2, "host:2"), (3, ""), (4, "host:2"), (5, "")] {
             membership.members.entry(id).or_default().address = address.into();
         }
-        gate.members.borrow_mut().formation.set_membership(membership);
+        gate.members.borrow_mut().formation.set_membership(membership, true);
         let replaced = (1..=6).filter(|id| transport::Gate::is_replaced(&gate, *id)).collect::<Vec<_>>();
         assert_eq!(replaced, [2, 4], "the log need not say where a member is, and then it says nothing of others");
     }

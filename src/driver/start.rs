@@ -165,7 +165,7 @@ pub fn resume(options: &Options, opened: Opened, drawn: &Drawn) -> Result<Resume
     let advertise = options.advertise.clone().or_else(|| options.members.get(&options.id).cloned());
     let mut members = Members::new(record, held, advertise.unwrap_or_default(), options.members.clone());
     if members.formation.is_formed() {
-        members.formation.set_membership(engine.membership().clone());
+        members.formation.set_membership(engine.membership().clone(), engine.votes());
     }
     Ok(Resumed { engine, writer, snapshots, members: Rc::new(RefCell::new(members)) })
 }

@@ -60,6 +60,8 @@ pub struct Report {
     pub stage: Stage,
     /// Who belongs to the cluster, as far as a formed sender knows.
     pub membership: Option<Membership>,
+    /// The sender is one of those who vote: see [`Formation::check`].
+    pub votes: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -74,13 +76,15 @@ struct WireReport {
     identities: BTreeMap<u64, Vec<u8>>,
     #[prost(message, optional, tag = "5")]
     membership: Option<StoredMembership>,
+    #[prost(bool, tag = "6")]
+    votes: bool,
 }
 
 impl Report {
     /// Of a node that knows of no change of the members.
     pub fn new(identity: Identity, members: String, stage: Stage) -> Self {
         let membership = matches!(stage, Stage::Formed(_)).then(|| founded(&stage));
-        Self { identity, members, stage, membership }
+        Self { identity, members, stage, membership, votes: true }
     }
 
     /// The bytes that travel.
@@ -97,6 +101,7 @@ impl Report {
             stage,
             identities: identities.collect(),
             membership: self.membership.as_ref().map(Membership::stored),
+            votes: self.votes,
         };
         prost::Message::encode_to_vec(&report)
     }
@@ -121,7 +126,8 @@ impl Report {
         if membership.is_some() != matches!(stage, Stage::Formed(_)) {
             return None;
         }
-        Some(Self { identity: identity(report.identity)?, members: report.members, stage, membership })
+        let (identity, votes) = (identity(report.identity)?, report.votes);
+        Some(Self { identity, members: report.members, stage, membership, votes })
     }
 }
 
@@ -163,6 +169,16 @@ pub enum Mismatch {
     Apart,
 }
 
+impl Mismatch {
+    /// The same out of the mouth of a node that votes, or does not.
+    fn of(self, votes: bool) -> Self {
+        match self {
+            Self::Removed(id) if !votes => Self::Stranger(id),
+            other => other,
+        }
+    }
+}
+
 /// This node's part in forming the cluster.
 #[derive(Debug)]
 pub struct Formation {
@@ -172,13 +188,17 @@ pub struct Formation {
     stage: Stage,
     /// Of a formed cluster.
     membership: Membership,
+    /// This node has a vote in it.
+    votes: bool,
     met: BTreeMap<NodeId, Report>,
 }
 
 impl Formation {
     /// Goes on from a stored stage.
     pub fn new(id: NodeId, identity: Identity, members: BTreeMap<NodeId, String>, stage: Stage) -> Self {
-        let mut formation = Self { id, identity, members, membership: founded(&stage), stage, met: BTreeMap::new() };
+        let (membership, met) = (founded(&stage), BTreeMap::new());
+        let votes = membership.members.contains_key(&id);
+        let mut formation = Self { id, identity, members, stage, membership, votes, met };
         formation.met.insert(id, formation.report());
         formation
     }
@@ -196,12 +216,13 @@ impl Formation {
             members: Self::members_text(&self.members),
             stage: self.stage.clone(),
             membership: is_formed.then(|| self.membership.clone()),
+            votes: self.votes,
         }
     }
 
-    /// The members have changed.
-    pub fn set_membership(&mut self, membership: Membership) {
-        self.membership = membership;
+    /// The members have changed, durably; this node `votes` among them or not.
+    pub fn set_membership(&mut self, membership: Membership, votes: bool) {
+        (self.membership, self.votes) = (membership, votes);
     }
 
     /// Who belongs to the cluster, as far as this node has applied.
@@ -244,12 +265,15 @@ impl Formation {
     }
 
     /// Checks what a peer says about itself.
+    ///
+    /// Whoever was removed stops when it hears so, and hears so from those only who vote: the others may have forgotten in
+    /// a loss of power that the removal was committed, and then they need its vote, or somebody's who can lead them.
     pub fn check(&self, peer: NodeId, report: &Report) -> Result<(), Mismatch> {
         if let Some(theirs) = &report.membership {
-            self.check_own(peer, theirs)?;
+            self.check_own(peer, theirs).map_err(|mismatch| mismatch.of(report.votes))?;
         }
         match (&self.stage, &report.stage) {
-            (Stage::Formed(_), _) => self.check_peer(peer, report),
+            (Stage::Formed(_), _) => self.check_peer(peer, report).map_err(|mismatch| mismatch.of(self.votes)),
             // A member that came later: it knows this node, so it belongs to the same cluster.
             (Stage::Prepared(stored), Stage::Formed(_)) if !stored.contains_key(&peer) => Ok(()),
             (Stage::Prepared(stored), _) => Self::check_identity(stored, peer, report.identity),
@@ -397,6 +421,7 @@ impl Formation {
     /// `stage` is durable. Returns the stage after it, if that is possible at once.
     pub fn stored(&mut self, stage: Stage) -> Option<Stage> {
         self.membership = founded(&stage);
+        self.votes = self.membership.members.contains_key(&self.id);
         self.stage = stage;
         self.met.insert(self.id, self.report());
         self.next_stage()
@@ -499,7 +524,7 @@ mod tests {
         let formed = |id, membership| {
             let identity = Identity::from(id) * 10;
             let mut formation = Formation::new(id, identity, members(), Stage::Formed(founders.clone()));
-            formation.set_membership(membership);
+            formation.set_membership(membership, true);
             formation
         };
         let before = founded(&Stage::Formed(founders.clone()));
@@ -519,11 +544,31 @@ mod tests {
     }
 
     #[test]
+    fn m3_a_learner_tells_nobody_that_it_was_removed() {
+        let founders = Identities::from([(1, 10), (2, 20), (3, 30)]);
+        let formed = |id, membership, votes| {
+            let mut formation = Formation::new(id, Identity::from(id) * 10, members(), Stage::Formed(founders.clone()));
+            formation.set_membership(membership, votes);
+            formation
+        };
+        let before = founded(&Stage::Formed(founders.clone()));
+        let mut after = before.clone();
+        after.settle(&ConfState { voters: vec![1], learners: vec![2], ..Default::default() }, 9);
+        let removed = formed(3, before, true);
+        for (teller, votes, expected) in [(1, true, Mismatch::Removed(3)), (2, false, Mismatch::Stranger(3))] {
+            let teller = formed(teller, after.clone(), votes);
+            assert_eq!(teller.check(3, &removed.report()), Err(expected.clone()), "it comes");
+            let report = Report::decode(&teller.report().encode()).unwrap();
+            assert_eq!(removed.check(teller.id, &report), Err(expected), "it is told");
+        }
+    }
+
+    #[test]
     fn a_newcomer_lets_in_a_member_that_it_has_not_heard_of() {
         let founders = Identities::from([(1, 10), (2, 20), (3, 30)]);
         let formed = |id, identity, membership| {
             let mut formation = Formation::new(id, identity, members(), Stage::Formed(founders.clone()));
-            formation.set_membership(membership);
+            formation.set_membership(membership, true);
             formation
         };
         let before = founded(&Stage::Formed(founders.clone()));

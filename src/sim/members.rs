@@ -73,7 +73,7 @@ impl World {
         let before = {
             let formation = &mut process.members.borrow_mut().formation;
             let before = formation.membership().clone();
-            formation.set_membership(after.clone());
+            formation.set_membership(after.clone(), process.engine.votes());
             before
         };
         self.trace.note(self.now, &[21, machine as u64, after.version], || {

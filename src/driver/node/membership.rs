@@ -42,7 +42,7 @@ impl Node {
         let before = {
             let formation = &mut self.members.borrow_mut().formation;
             let before = formation.membership().clone();
-            formation.set_membership(after.clone());
+            formation.set_membership(after.clone(), self.engine.votes());
             before
         };
         let address = |membership: &Membership, id| membership.members.get(id).map(|member| member.address.clone());

@@ -70,6 +70,11 @@ impl Engine {
         self.applier.membership()
     }
 
+    /// Whether this node votes, as of the engine's cursor.
+    pub fn votes(&self) -> bool {
+        self.raw.raft.prs().conf().voters().contains(self.id)
+    }
+
     /// Who votes and learns, as of the engine's cursor.
     pub fn conf_state(&self) -> ConfState {
         self.raw.raft.prs().conf().to_conf_state()
