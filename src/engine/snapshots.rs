@@ -34,7 +34,7 @@ struct Waiter {
     deadline_ns: u64,
 }
 
-/// Ticks after a failed snapshot until the next one is tried because somebody needs it.
+/// Ticks after a failed snapshot until the next one is tried; twice as many after each further failure, up to 64 times.
 const REST_TICKS: u64 = 40;
 
 /// Snapshots of one group.
@@ -56,6 +56,8 @@ pub struct Snapshots {
     pub is_wanted: bool,
     ticks: u64,
     rests_until: u64,
+    /// Since the last one that was taken.
+    failures: u32,
     /// Received whole, and on its way through raft-rs.
     pub arrived: Option<(SnapshotName, Meta)>,
 }
@@ -76,6 +78,7 @@ impl Snapshots {
             is_wanted: false,
             ticks: 0,
             rests_until: 0,
+            failures: 0,
             arrived: None,
         }
     }
@@ -158,6 +161,7 @@ impl Snapshots {
     /// It is whole. `false` if a newer one is there already.
     pub fn taken(&mut self, name: SnapshotName) -> bool {
         let Some((_, conf_state)) = self.under_way.take_if(|(index, _)| *index == name.index) else { return false };
+        self.failures = 0;
         let is_newer = self.newest.as_ref().is_none_or(|(newest, _)| newest.index < name.index);
         if is_newer {
             self.newest = Some((name, conf_state));
@@ -170,7 +174,10 @@ impl Snapshots {
         if self.under_way.take_if(|(at, _)| *at == index).is_none() {
             return Vec::new();
         }
-        self.rests_until = self.ticks + REST_TICKS;
+        self.rests_until = self.ticks + (REST_TICKS << self.failures.min(6));
+        self.failures += 1;
+        // The log has grown, and need not grow as much again before it is tried anew.
+        self.is_wanted = true;
         self.answer(index)
     }
 
@@ -231,6 +238,28 @@ impl Snapshots {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_snapshot_that_failed_is_tried_again_though_nothing_new_is_applied() {
+        let policy = SnapshotPolicy { possible: true, entries: 5, bytes: u64::MAX, trail: 0 };
+        let mut snapshots = Snapshots::new(policy, 1, None);
+        assert!(snapshots.is_due(150, 1500));
+        let mut rests = Vec::new();
+        for _ in 0..9 {
+            snapshots.begin(150, 1500, ConfState::default());
+            assert_eq!(snapshots.failed(150), []);
+            let before = snapshots.ticks;
+            while !snapshots.is_due(150, 1500) {
+                snapshots.tick();
+            }
+            rests.push((snapshots.ticks - before) / REST_TICKS);
+        }
+        assert_eq!(rests, [1, 2, 4, 8, 16, 32, 64, 64, 64]);
+        snapshots.begin(150, 1500, ConfState::default());
+        assert!(snapshots.taken(SnapshotName { group: 1, index: 150, term: 1, bytes: 0, checksum: 0 }));
+        assert!(!snapshots.is_due(150, 1500));
+        assert_eq!(snapshots.failures, 0);
+    }
 
     #[test]
     fn what_is_remembered_of_earlier_snapshots_is_bounded_by_the_trail() {
