@@ -262,7 +262,7 @@ impl World {
         seek.map(|process| process.id).collect()
     }
 
-    /// Nodes that run on though they were removed. One that knows of no member any more cannot hear so.
+    /// Nodes that run on though they were removed. One that knows of no voter any more cannot hear so.
     pub(super) fn removed_and_runs(&self, newest: &Newest) -> Vec<NodeId> {
         let is_removed = |id: NodeId| newest.retired.iter().any(|(first, last)| (*first..=*last).contains(&id));
         let knows_one = |process: &Process| {
@@ -273,7 +273,8 @@ impl World {
                     && machines.filter(|machine| !self.machines[*machine].out).any(|machine| {
                         let runs = self.machines[machine].process.as_ref();
                         *address == self.address(machine)
-                            && runs.is_some_and(|it| it.engine.membership().version == newest.version)
+                            && runs
+                                .is_some_and(|it| it.engine.membership().version == newest.version && it.engine.votes())
                     })
             })
         };
