@@ -50,6 +50,8 @@ pub struct Members {
     durable: u64,
     /// The number of the record that holds a peer's newest start. Without one, it is durable since before this start.
     let_in_at: BTreeMap<NodeId, u64>,
+    /// Members of whom others have told and this node's log has not, at some time.
+    heard_of: BTreeSet<NodeId>,
     /// This node has no part in the cluster any more.
     ended: Option<Ended>,
     /// The record has changed: it must be written before anybody new is let in, or it can wait for some time.
@@ -61,9 +63,9 @@ impl Members {
     /// Goes on from a stored record.
     pub fn new(record: NodeRecord, held: Held, advertise: String, members: BTreeMap<NodeId, String>) -> Self {
         let formation = Formation::new(record.id, record.identity, members, record.stage.clone());
-        let let_in_at = BTreeMap::new();
+        let (let_in_at, heard_of) = (BTreeMap::new(), BTreeSet::new());
         let (handed, durable, ended, is_due, is_changed) = (0, 0, None, false, false);
-        Self { record, advertise, formation, held, handed, durable, let_in_at, ended, is_due, is_changed }
+        Self { record, advertise, formation, held, handed, durable, let_in_at, heard_of, ended, is_due, is_changed }
     }
 
     /// Whom this node dials when it starts with this list, and where: where the log says, or else the list. A newcomer whose
@@ -82,6 +84,21 @@ impl Members {
         addresses.collect()
     }
 
+    /// Whom a peer that knows more counts among the members, and where: this node lags behind. Whoever leads may be one of
+    /// them, and may not know where this node is reached now.
+    pub fn hear_of(&mut self, report: &Report) -> Vec<(NodeId, String)> {
+        let ours = self.formation.membership();
+        let knows_more = |theirs: &&Membership| self.formation.is_formed() && theirs.version > ours.version;
+        let theirs = report.membership.as_ref().filter(knows_more);
+        let news = theirs.into_iter().flat_map(|theirs| &theirs.members).filter(|(id, member)| {
+            let is_known = ours.members.contains_key(id) || ours.retired.contains(**id) || **id == self.record.id;
+            !is_known && !member.address.is_empty() && member.address != self.advertise
+        });
+        let news = news.map(|(id, member)| (*id, member.address.clone())).collect::<Vec<_>>();
+        self.heard_of.extend(news.iter().map(|(id, _)| *id));
+        news
+    }
+
     /// Who is no member any more, as opposed to `before`. A node that finds itself among the members for the first time counts
     /// those of its list, too. One that is `connected` may have been added and removed between the two.
     pub fn gone(
@@ -93,7 +110,7 @@ impl Members {
         let (me, after) = (self.record.id, self.formation.membership());
         let has_come = after.members.contains_key(&me) && !before.members.contains_key(&me);
         let known = before.members.keys().chain(listed.keys().filter(|_| has_come));
-        let known = known.chain(connected.iter().filter(|id| after.retired.contains(**id)));
+        let known = known.chain(connected.iter().chain(&self.heard_of).filter(|id| after.retired.contains(**id)));
         known.copied().filter(|id| *id != me && !after.members.contains_key(id)).collect()
     }
 
@@ -384,6 +401,28 @@ mod tests {
         assert_eq!(members.gone(&before, &BTreeMap::new(), &[4, 5]), [1, 5].into(), "5 has come and gone meanwhile");
         let dialled = members.dialled(&listed);
         assert_eq!(dialled, [(7, "there:7".into())].into(), "nobody knows where the founders 2 and 3 are");
+    }
+
+    #[test]
+    fn a_node_that_lags_dials_whom_the_others_know() {
+        let member = gate(2, 2, 1, Stage::Formed(all()));
+        let mut members = member.members.borrow_mut();
+        let before = members.formation.membership().clone();
+        let mut report = members.formation.report();
+        let mut theirs = before.clone();
+        for (id, address) in [(4, "host:4"), (5, ""), (6, "host:2")] {
+            theirs.members.insert(id, Member { address: address.into(), ..Default::default() });
+        }
+        report.membership = Some(theirs.clone());
+        assert_eq!(members.hear_of(&report), [], "in a version that it knows itself");
+        theirs.version = 9;
+        report.membership = Some(theirs.clone());
+        assert_eq!(members.hear_of(&report), [(4, "host:4".into())], "neither nowhere nor where it is itself");
+        let mut after = theirs.clone();
+        after.settle(&ConfState { voters: vec![1, 2, 3], ..Default::default() }, 12);
+        members.formation.set_membership(after, true);
+        assert_eq!(members.gone(&before, &BTreeMap::new(), &[]), [4].into(), "it has come and gone, and is dialled");
+        assert_eq!(members.hear_of(&report), [], "old news");
     }
 
     #[test]

@@ -555,9 +555,17 @@ impl Node {
 
     fn meet(&mut self, peer: NodeId, report: &[u8]) {
         let Some(report) = Report::decode(report) else { return };
+        let news = self.members.borrow_mut().hear_of(&report);
         let met = self.members.borrow_mut().formation.meet(peer, report);
         match met {
-            Ok(next) => self.store_stage(next),
+            Ok(next) => {
+                self.store_stage(next);
+                for (member, address) in news {
+                    if self.network.address_of(member).is_none() {
+                        self.network.set_peer(member, &address);
+                    }
+                }
+            }
             Err(mismatch) => {
                 self.members.borrow_mut().note(&mismatch);
                 match mismatch {

@@ -8,9 +8,10 @@ use super::event::{Event, Standpoint};
 use super::machine::{address, Process};
 use super::network::{MachineId, Packet};
 use super::plan::{Crash, HEALED};
-use super::round::put;
+use super::round::{put, store_stage};
 use super::world::{Happening, World};
 use crate::driver::initiative::Initiative;
+use crate::engine::formation::Report;
 use crate::engine::membership::{Change, Membership};
 use crate::engine::{NodeId, Token, BOOTSTRAP};
 
@@ -64,6 +65,25 @@ impl World {
     pub(super) fn follow_address(&mut self, process: &mut Process, peer: NodeId, advertised: &str) {
         if !advertised.is_empty() {
             self.set_peer(process, peer, advertised);
+        }
+    }
+
+    /// A peer says who belongs to the cluster.
+    pub(super) fn meet(&mut self, process: &mut Process, peer: NodeId, report: &[u8]) {
+        let Some(report) = Report::decode(report) else { return };
+        let news = process.members.borrow_mut().hear_of(&report);
+        let met = process.members.borrow_mut().formation.meet(peer, report);
+        match met {
+            Ok(next) => {
+                store_stage(process, next);
+                for (member, address) in news {
+                    if !process.addresses.contains_key(&member) {
+                        self.set_peer(process, member, &address);
+                    }
+                }
+            }
+            // It is logged in the real world.
+            Err(mismatch) => process.members.borrow_mut().note(&mismatch),
         }
     }
 

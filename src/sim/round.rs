@@ -168,7 +168,7 @@ impl World {
                 Occurred::Up(peer, hello) => {
                     process.engine.handle_route(peer);
                     self.follow_address(process, peer, &hello.advertise);
-                    meet(process, peer, &hello.formation);
+                    self.meet(process, peer, &hello.formation);
                     // The handshake may have told of an earlier stage.
                     tell_who_i_am(process, peer);
                 }
@@ -181,7 +181,7 @@ impl World {
                     process.members.borrow_mut().formation.forget(peer);
                 }
                 Occurred::Arrived(from, Packet::Formation(report)) => {
-                    meet(process, from, &report);
+                    self.meet(process, from, &report);
                     // It asks, as long as it is not formed itself.
                     let is_formed = Report::decode(&report).is_some_and(|it| matches!(it.stage, Stage::Formed(_)));
                     if formed && !is_formed {
@@ -491,16 +491,6 @@ fn tell_who_i_am(process: &mut Process, peer: NodeId) {
     let report = process.members.borrow().formation.report().encode();
     put(process, peer, Packet::Formation(report));
     put(process, peer, Packet::Durable(process.told_durable));
-}
-
-fn meet(process: &mut Process, peer: NodeId, report: &[u8]) {
-    let Some(report) = Report::decode(report) else { return };
-    let met = process.members.borrow_mut().formation.meet(peer, report);
-    match met {
-        Ok(next) => store_stage(process, next),
-        // It is logged in the real world.
-        Err(mismatch) => process.members.borrow_mut().note(&mismatch),
-    }
 }
 
 /// Makes a stage durable, one at a time.
