@@ -34,7 +34,7 @@ def plans(seconds: float, in_flights: Sequence[int]) -> list[Plan]:
         return Load(in_flight=in_flight, value_bytes=value_bytes, seconds=seconds, what=what)
 
     small = [load(in_flight) for in_flight in in_flights]
-    more = [load(1, "propose_many"), load(256, "read")]
+    more = [load(1, "propose_many"), load(4, "propose_many"), load(256, "read")]
     large = [load(in_flight, value_bytes=MIB) for in_flight in (3, 16)]
     return [
         [
@@ -78,10 +78,11 @@ async def idle(folder: pathlib.Path, seconds: float) -> float:
 
 def lag_table(cells: Sequence[Cell]) -> str:
     """What an application's other tasks notice."""
-    titles = ("", "in flight", "loop lag p99 ms", "drain p99.9 ms")
+    titles = ("", "in flight", "loop lag p99 ms", "callback p99.9 ms", "of that, CPU ms")
     ours = [cell for cell in cells if "lag_p99_ms" in cell.found and cell.load.value_bytes < MIB]
     shown = [cell for cell in ours if cell.load.what == "propose"]
-    figures = [(cell.found["lag_p99_ms"], cell.found.get("drain_p999_ms")) for cell in shown]
+    keys = ("lag_p99_ms", "drain_p999_ms", "drain_cpu_p999_ms")
+    figures = [tuple(cell.found.get(key) for key in keys) for cell in shown]
     return table(titles, [(cell.who, cell.load.in_flight, *of) for cell, of in zip(shown, figures, strict=True)])
 
 

@@ -22,7 +22,7 @@ use super::clock;
 use super::faults::Arrivals;
 use super::gate::{Ended, Gate, Members};
 use super::identity::NodeRecord;
-use super::options::Options;
+use super::options::{Options, Tuning};
 use super::persister::{End, Persister, Task};
 use super::port::{self, Completion, Fatal, InboxBatch, Port, Proposal, Request};
 use super::start::{self, Resumed, StartError, Started};
@@ -117,6 +117,10 @@ struct Node {
     stages: BTreeMap<u64, Stage>,
     recorded: Instant,
     figures: Figures,
+    /// More than figures of the status may have changed.
+    status_is_due: bool,
+    /// Since the start.
+    ticks: u32,
     /// There was more to do than one round should.
     more: bool,
     closing: Option<Instant>,
@@ -184,6 +188,8 @@ impl Node {
             stages: BTreeMap::new(),
             recorded: now,
             figures: Figures::default(),
+            status_is_due: false,
+            ticks: 0,
             more: false,
             closing: None,
             quiet: Quiet::default(),
@@ -280,8 +286,10 @@ impl Node {
         if !self.application_hangs() {
             self.hand_out()?;
         }
-        if ticked || !self.completions.is_empty() {
+        if self.status_is_due {
             self.publish_status();
+        } else if ticked || !self.completions.is_empty() {
+            self.refresh_status();
         }
         if !self.application_hangs() {
             self.port.completions.push(&mut self.completions);
@@ -364,6 +372,7 @@ impl Node {
             arrivals.pass(&mut occurred, Instant::now());
         }
         for event in occurred.drain(..) {
+            self.status_is_due |= !event.is_routine();
             self.take_event(event);
         }
         self.occurred = occurred;
@@ -647,6 +656,7 @@ impl Node {
             Stage::Unformed | Stage::Prepared(_) => None,
         };
         let next = self.members.borrow_mut().formation.stored(stage);
+        self.status_is_due = true;
         self.tell_all();
         if let Some(founders) = founders {
             self.engine.handle_formed(&founders);
@@ -712,6 +722,9 @@ impl Node {
         // A thread that was stopped makes up for no ticks: what the others sent meanwhile is looked at first.
         self.next_tick = (self.next_tick + self.options.tuning.tick()).max(now);
         self.watch_disk(self.persister.busy_for(), "has been under way for");
+        self.ticks += 1;
+        // Why there is no connection to a peer changes without an event.
+        self.status_is_due |= self.ticks % Tuning::HEARTBEAT_TICKS == 0;
         if self.members.borrow().formation.is_formed() {
             self.engine.handle_tick();
             self.look_after_members();
@@ -807,9 +820,13 @@ impl Node {
             Effect::Failed { token, failure } => self.completions.push(Completion::Failed { token, failure }),
             Effect::Barrier { token, index } => self.completions.push(Completion::Barrier { token, index }),
             Effect::Transferred { token, leader } => self.completions.push(Completion::Transferred { token, leader }),
-            Effect::Changed { token, index, ids } => self.completions.push(Completion::Changed { token, index, ids }),
+            Effect::Changed { token, index, ids } => {
+                self.status_is_due = true;
+                self.completions.push(Completion::Changed { token, index, ids });
+            }
             Effect::Membership => self.follow_members(),
             Effect::Leadership(leadership) => {
+                self.status_is_due = true;
                 let (term, leader) = (leadership.term, leadership.leader);
                 let (node, group) = (self.id, APPLICATION_GROUP);
                 match leader {

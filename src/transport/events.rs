@@ -148,6 +148,13 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// Peers talk about what is in the log, and nobody comes or goes.
+    pub fn is_routine(&self) -> bool {
+        matches!(self, Self::Raft { .. } | Self::Propose { .. } | Self::Rejected { .. } | Self::Durable { .. })
+    }
+}
+
 /// The queue between the network's tasks and the driver, on one thread. Cloning gives another handle to it.
 #[derive(Clone)]
 pub struct Events(Rc<Queue>);

@@ -38,6 +38,7 @@ impl Node {
 
     /// The members have changed.
     pub(super) fn follow_members(&mut self) {
+        self.status_is_due = true;
         let after = self.engine.membership().clone();
         let before = {
             let formation = &mut self.members.borrow_mut().formation;

@@ -64,7 +64,10 @@ impl Checker for Incarnations {
                     self.known.remove(&scene.machine)
                 };
             }
-            Event::Called { call, .. } | Event::CalledForChange { call, .. } if scene.is_outside => {
+            // Whoever knows nothing of a cluster yet had no part in it, and may become a member now.
+            Event::Called { call, .. } | Event::CalledForChange { call, .. }
+                if scene.is_outside && self.known.contains(&scene.machine) =>
+            {
                 self.vain.insert(*call);
             }
             Event::CallEnded { call, how: Ended::Answered { .. } }
