@@ -89,7 +89,8 @@ pub mod world;
 
 /// The extension module behind the `aioraft` package. Private: use `aioraft` instead.
 #[cfg(feature = "python")]
-#[pyo3::pymodule]
+// Nobody has checked it without a GIL, so a free-threaded interpreter turns its own on (docs/performance.md).
+#[pyo3::pymodule(gil_used = true)]
 pub mod _core {
     use pyo3::prelude::*;
 

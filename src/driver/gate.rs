@@ -50,8 +50,8 @@ pub struct Members {
     durable: u64,
     /// The number of the record that holds a peer's newest start. Without one, it is durable since before this start.
     let_in_at: BTreeMap<NodeId, u64>,
-    /// Members of whom others have told and this node's log has not, at some time.
-    heard_of: BTreeSet<NodeId>,
+    /// Where members are reached of whom others have told more than this node's log.
+    heard_of: BTreeMap<NodeId, String>,
     /// This node has no part in the cluster any more.
     ended: Option<Ended>,
     /// The record has changed: it must be written before anybody new is let in, or it can wait for some time.
@@ -63,7 +63,7 @@ impl Members {
     /// Goes on from a stored record.
     pub fn new(record: NodeRecord, held: Held, advertise: String, members: BTreeMap<NodeId, String>) -> Self {
         let formation = Formation::new(record.id, record.identity, members, record.stage.clone());
-        let (let_in_at, heard_of) = (BTreeMap::new(), BTreeSet::new());
+        let (let_in_at, heard_of) = (BTreeMap::new(), BTreeMap::new());
         let (handed, durable, ended, is_due, is_changed) = (0, 0, None, false, false);
         Self { record, advertise, formation, held, handed, durable, let_in_at, heard_of, ended, is_due, is_changed }
     }
@@ -84,25 +84,30 @@ impl Members {
         addresses.collect()
     }
 
-    /// Whom a peer that knows more counts among the members, and where: this node lags behind. Whoever leads may be one of
-    /// them, and may not know where this node is reached now.
-    pub fn hear_of(&mut self, report: &Report) -> Vec<(NodeId, String)> {
+    /// Whom a peer that knows more counts among the members, and where it is to be dialled instead of where it is `dialled`:
+    /// this node lags behind. Whoever leads may be new to it or have moved, and may not know where this node is now.
+    pub fn hear_of(&mut self, report: &Report, dialled: impl Fn(NodeId) -> Option<String>) -> Vec<(NodeId, String)> {
         let ours = self.formation.membership();
         let knows_more = |theirs: &&Membership| self.formation.is_formed() && theirs.version > ours.version;
         let theirs = report.membership.as_ref().filter(knows_more);
         let news = theirs.into_iter().flat_map(|theirs| &theirs.members).filter(|(id, member)| {
-            let is_known = ours.members.contains_key(id) || ours.retired.contains(**id) || **id == self.record.id;
-            !is_known && !member.address.is_empty() && member.address != self.advertise
+            let is_somewhere = !member.address.is_empty() && member.address != self.advertise;
+            let is_known = ours.retired.contains(**id) || **id == self.record.id;
+            // Where it says itself that it is reached, it knows better than any log.
+            let known = [ours.members.get(id).map(|member| &member.address), self.heard_of.get(id)];
+            let at = dialled(**id);
+            let is_of_log = at.as_ref().is_none_or(|at| known.contains(&Some(at)));
+            is_somewhere && !is_known && is_of_log && at.as_ref() != Some(&member.address)
         });
         let news = news.map(|(id, member)| (*id, member.address.clone())).collect::<Vec<_>>();
-        self.heard_of.extend(news.iter().map(|(id, _)| *id));
+        self.heard_of.extend(news.iter().cloned());
         news
     }
 
     /// Who is no member any more, as opposed to `before`. A node that finds itself among the members for the first time counts
     /// those of its list, too. One that is `connected` may have been added and removed between the two.
     pub fn gone(
-        &self,
+        &mut self,
         before: &Membership,
         listed: &BTreeMap<NodeId, String>,
         connected: &[NodeId],
@@ -110,8 +115,10 @@ impl Members {
         let (me, after) = (self.record.id, self.formation.membership());
         let has_come = after.members.contains_key(&me) && !before.members.contains_key(&me);
         let known = before.members.keys().chain(listed.keys().filter(|_| has_come));
-        let known = known.chain(connected.iter().chain(&self.heard_of).filter(|id| after.retired.contains(**id)));
-        known.copied().filter(|id| *id != me && !after.members.contains_key(id)).collect()
+        let known = known.chain(connected.iter().chain(self.heard_of.keys()).filter(|id| after.retired.contains(**id)));
+        let gone = known.copied().filter(|id| *id != me && !after.members.contains_key(id)).collect();
+        self.heard_of.retain(|id, _| !after.retired.contains(*id));
+        gone
     }
 
     /// Why this node has no part in the cluster any more, if that is so.
@@ -414,15 +421,23 @@ mod tests {
             theirs.members.insert(id, Member { address: address.into(), ..Default::default() });
         }
         report.membership = Some(theirs.clone());
-        assert_eq!(members.hear_of(&report), [], "in a version that it knows itself");
+        let listed = |id| (id <= 3).then(|| format!("host:{id}"));
+        assert_eq!(members.hear_of(&report, listed), [], "in a version that it knows itself");
         theirs.version = 9;
         report.membership = Some(theirs.clone());
-        assert_eq!(members.hear_of(&report), [(4, "host:4".into())], "neither nowhere nor where it is itself");
+        assert_eq!(members.hear_of(&report, listed), [(4, "host:4".into())], "neither nowhere nor where it is itself");
+        let at = |address: &'static str| move |id| if id == 4 { Some(address.to_string()) } else { listed(id) };
+        assert_eq!(members.hear_of(&report, at("host:4")), [], "once");
+        theirs.members.insert(4, Member { address: "there:4".into(), ..Default::default() });
+        report.membership = Some(theirs.clone());
+        assert_eq!(members.hear_of(&report, at("own:4")), [], "it has said itself where it is");
+        assert_eq!(members.hear_of(&report, at("host:4")), [(4, "there:4".into())], "it has moved");
         let mut after = theirs.clone();
         after.settle(&ConfState { voters: vec![1, 2, 3], ..Default::default() }, 12);
         members.formation.set_membership(after, true);
         assert_eq!(members.gone(&before, &BTreeMap::new(), &[]), [4].into(), "it has come and gone, and is dialled");
-        assert_eq!(members.hear_of(&report), [], "old news");
+        assert_eq!(members.gone(&before, &BTreeMap::new(), &[]), [].into(), "once");
+        assert_eq!(members.hear_of(&report, listed), [], "old news");
     }
 
     #[test]

@@ -564,15 +564,13 @@ impl Node {
 
     fn meet(&mut self, peer: NodeId, report: &[u8]) {
         let Some(report) = Report::decode(report) else { return };
-        let news = self.members.borrow_mut().hear_of(&report);
-        let met = self.members.borrow_mut().formation.meet(peer, report);
+        let met = self.members.borrow_mut().formation.meet(peer, report.clone());
         match met {
             Ok(next) => {
                 self.store_stage(next);
+                let news = self.members.borrow_mut().hear_of(&report, |member| self.network.address_of(member));
                 for (member, address) in news {
-                    if self.network.address_of(member).is_none() {
-                        self.network.set_peer(member, &address);
-                    }
+                    self.network.set_peer(member, &address);
                 }
             }
             Err(mismatch) => {

@@ -270,10 +270,12 @@ impl Formation {
     /// a loss of power that the removal was committed, and then they need its vote, or somebody's who can lead them.
     pub fn check(&self, peer: NodeId, report: &Report) -> Result<(), Mismatch> {
         if let Some(theirs) = &report.membership {
-            self.check_own(peer, theirs).map_err(|mismatch| mismatch.of(report.votes))?;
+            self.check_own(peer, theirs).map_err(|mismatch| mismatch.of(report.votes || !self.is_formed()))?;
         }
         match (&self.stage, &report.stage) {
-            (Stage::Formed(_), _) => self.check_peer(peer, report).map_err(|mismatch| mismatch.of(self.votes)),
+            (Stage::Formed(_), _) => {
+                self.check_peer(peer, report).map_err(|mismatch| mismatch.of(self.votes || !is_formed(report)))
+            }
             // A member that came later: it knows this node, so it belongs to the same cluster.
             (Stage::Prepared(stored), Stage::Formed(_)) if !stored.contains_key(&peer) => Ok(()),
             (Stage::Prepared(stored), _) => Self::check_identity(stored, peer, report.identity),
@@ -428,6 +430,10 @@ impl Formation {
     }
 }
 
+fn is_formed(report: &Report) -> bool {
+    matches!(report.stage, Stage::Formed(_))
+}
+
 /// The members of a cluster in which nothing has changed since it was formed.
 fn founded(stage: &Stage) -> Membership {
     let identities = stage.identities().cloned().unwrap_or_default();
@@ -560,6 +566,9 @@ mod tests {
             assert_eq!(teller.check(3, &removed.report()), Err(expected.clone()), "it comes");
             let report = Report::decode(&teller.report().encode()).unwrap();
             assert_eq!(removed.check(teller.id, &report), Err(expected), "it is told");
+            let wiped = Formation::new(3, 31, members(), Stage::Unformed);
+            assert_eq!(teller.check(3, &wiped.report()), Err(Mismatch::Removed(3)), "it has no vote to give");
+            assert_eq!(wiped.check(teller.id, &report), Err(Mismatch::Removed(3)));
         }
     }
 

@@ -34,7 +34,8 @@ struct Waiter {
     deadline_ns: u64,
 }
 
-/// Ticks after a failed snapshot until the next one is tried; twice as many after each further failure, up to 64 times.
+/// Ticks after a failed snapshot until the next one is tried that nobody asks for; twice as many after each further
+/// failure, up to 16 times.
 const REST_TICKS: u64 = 40;
 
 /// Snapshots of one group.
@@ -147,8 +148,8 @@ impl Snapshots {
         let (since, bytes_since) = self.since;
         let enough = applied.saturating_sub(since) >= self.policy.entries
             || bytes.saturating_sub(bytes_since) >= self.policy.bytes;
-        let needed = self.is_wanted || self.waiters.iter().any(|waiter| waiter.index <= applied);
-        enough || (needed && self.ticks >= self.rests_until)
+        let is_asked_for = self.waiters.iter().any(|waiter| waiter.index <= applied);
+        enough || is_asked_for || (self.is_wanted && self.ticks >= self.rests_until)
     }
 
     /// One is to be taken at `applied`.
@@ -174,7 +175,7 @@ impl Snapshots {
         if self.under_way.take_if(|(at, _)| *at == index).is_none() {
             return Vec::new();
         }
-        self.rests_until = self.ticks + (REST_TICKS << self.failures.min(6));
+        self.rests_until = self.ticks + (REST_TICKS << self.failures.min(4));
         self.failures += 1;
         // The log has grown, and need not grow as much again before it is tried anew.
         self.is_wanted = true;
@@ -187,6 +188,7 @@ impl Snapshots {
         self.under_way = None;
         self.since = (name.index, bytes);
         self.earlier.clear();
+        (self.is_wanted, self.rests_until, self.failures) = (false, 0, 0);
     }
 
     /// The log names this one durably. Returns who waited for it.
@@ -211,11 +213,15 @@ impl Snapshots {
         if now_ns < self.next_deadline_ns {
             return;
         }
+        let is_under_way = self.under_way.is_some();
         self.waiters.retain(|waiter| {
             let late = waiter.deadline_ns <= now_ns;
             if late {
-                let reason = "the snapshot was not ready in time; it is still being taken".into();
-                failed(waiter.token, Failure::TimedOutUnsent { reason });
+                let reason = match is_under_way {
+                    true => "the snapshot was not ready in time; it is still being taken",
+                    false => "the state machine had not come to where the snapshot was to be taken",
+                };
+                failed(waiter.token, Failure::TimedOutUnsent { reason: reason.into() });
             }
             !late
         });
@@ -254,7 +260,7 @@ mod tests {
             }
             rests.push((snapshots.ticks - before) / REST_TICKS);
         }
-        assert_eq!(rests, [1, 2, 4, 8, 16, 32, 64, 64, 64]);
+        assert_eq!(rests, [1, 2, 4, 8, 16, 16, 16, 16, 16]);
         snapshots.begin(150, 1500, ConfState::default());
         assert!(snapshots.taken(SnapshotName { group: 1, index: 150, term: 1, bytes: 0, checksum: 0 }));
         assert!(!snapshots.is_due(150, 1500));

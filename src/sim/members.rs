@@ -71,15 +71,14 @@ impl World {
     /// A peer says who belongs to the cluster.
     pub(super) fn meet(&mut self, process: &mut Process, peer: NodeId, report: &[u8]) {
         let Some(report) = Report::decode(report) else { return };
-        let news = process.members.borrow_mut().hear_of(&report);
-        let met = process.members.borrow_mut().formation.meet(peer, report);
+        let met = process.members.borrow_mut().formation.meet(peer, report.clone());
         match met {
             Ok(next) => {
                 store_stage(process, next);
+                let dialled = |member| process.addresses.get(&member).cloned();
+                let news = process.members.borrow_mut().hear_of(&report, dialled);
                 for (member, address) in news {
-                    if !process.addresses.contains_key(&member) {
-                        self.set_peer(process, member, &address);
-                    }
+                    self.set_peer(process, member, &address);
                 }
             }
             // It is logged in the real world.
@@ -110,7 +109,7 @@ impl World {
         tell_all(process);
         let report = process.members.borrow().formation.report().encode();
         let connected = process.peers.keys().copied().filter(|peer| is_connected(process, *peer)).collect::<Vec<_>>();
-        let gone = process.members.borrow().gone(&before, &process.listed, &connected);
+        let gone = process.members.borrow_mut().gone(&before, &process.listed, &connected);
         for gone in gone {
             put(process, gone, Packet::Formation(report.clone()));
             process.addresses.remove(&gone);

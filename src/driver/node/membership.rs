@@ -56,7 +56,7 @@ impl Node {
         }
         // A newcomer hears that it belongs to the cluster, and one that was removed that it does not: it may never learn
         // of the entry that says so (etcd #796).
-        let gone = self.members.borrow().gone(&before, &self.options.members, &self.network.all_connected());
+        let gone = self.members.borrow_mut().gone(&before, &self.options.members, &self.network.all_connected());
         self.tell(self.others().into_iter().chain(gone.iter().copied()));
         for gone in gone {
             tracing::info!(node = self.id, peer = gone, "node {gone} is no member of the cluster any more");

@@ -317,7 +317,7 @@ fn before_the_cluster_is_formed_errors_name_who_is_missing_and_why() {
         rig.port.inbox.request(Request::ReadBarrier { token: 2, deadline_ns });
         let _ = rig.node.round().unwrap();
         assert_eq!(rig.expired(2).await, Failure::TimedOutUnsent { reason });
-        rig.ticks(1).await;
+        rig.ticks(Tuning::HEARTBEAT_TICKS as usize).await;
         let status = rig.port.status.lock().clone();
         assert!(status.peers.iter().all(|peer| peer.trouble.as_ref().unwrap().contains(&peer.address)), "{status:?}");
     });

@@ -156,6 +156,8 @@ impl Engine {
             entry.data = plan.conf_change(bytes).encode_to_vec();
         }
         if self.append_entries(vec![entry]) {
+            let index = self.raw.raft.raft_log.last_index();
+            self.telling.appended_for_others(index..=index);
             plan.promoted.iter().for_each(|learner| self.changes.forget_round(*learner));
             self.changes.appended(at);
             self.changes.set_obstacle(None);

@@ -67,3 +67,15 @@ fn nobody_is_told_by_a_node_that_leads_no_more_or_that_is_alone() {
     assert!(world.machine(1).resolved.contains_key(&1));
     assert_eq!(world.machine(1).engine.wakes_at_ns(), u64::MAX);
 }
+
+#[test]
+fn whoever_reads_elsewhere_need_not_wait_for_it() {
+    let mut world = World::led_by(1, 3);
+    world.propose(1, 1, b"written");
+    world.quieten();
+    world.read(2, 50);
+    world.quieten();
+    let written = world.machine(1).resolved[&1];
+    assert!(world.machine(2).barriers.iter().any(|(token, index)| *token == 50 && *index >= written));
+    assert!(world.machine(2).engine.status().commit >= written, "and no time has passed");
+}
