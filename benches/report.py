@@ -87,9 +87,10 @@ def _remarks(cell: Cell) -> Iterator[str]:
 def _row(cell: Cell, our_rate: float | None, ours: str) -> list[object]:
     if "failed" in cell.found:
         return [cell.load.in_flight, cell.who, "failed", *[None] * 5]
-    ratio = f"{our_rate / cell.found['rate']:.2g}x" if our_rate and cell.who != ours else None
+    ratio = our_rate / cell.found["rate"] if our_rate and cell.who != ours else None
     figures = [float(cell.found[key]) for key in ("rate", "p50_ms", "p99_ms", "cpu_us", "peak_mib")]
-    return [cell.load.in_flight, cell.who, *figures, ratio]
+    shown = f"{ratio:.2g}x" if ratio and ratio < 10 else f"{ratio:,.0f}x" if ratio else None
+    return [cell.load.in_flight, cell.who, *figures, shown]
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
