@@ -253,7 +253,7 @@ mod tests {
         let mut rests = Vec::new();
         for _ in 0..9 {
             snapshots.begin(150, 1500, ConfState::default());
-            assert_eq!(snapshots.failed(150), []);
+            assert!(snapshots.failed(150).is_empty());
             let before = snapshots.ticks;
             while !snapshots.is_due(150, 1500) {
                 snapshots.tick();
