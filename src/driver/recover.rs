@@ -131,8 +131,10 @@ pub(crate) fn go_through(dir: &Path, opened: &Opened) -> Result<Whole, RecoverEr
     if !matches!(record.stage, Stage::Formed(_)) {
         return Err(unformed());
     }
-    let state = opened.groups.get(&APPLICATION_GROUP).cloned().ok_or_else(|| StartError::NoLog(dir_text()))?;
+    let mut state = opened.groups.get(&APPLICATION_GROUP).cloned().ok_or_else(|| StartError::NoLog(dir_text()))?;
     let snapshot = open_snapshot(&state, opened.snapshots.as_ref())?;
+    // What is in a snapshot was committed, whatever the log knows of it (rule D2).
+    state.hard_state.commit = state.hard_state.commit.max(snapshot.as_ref().map_or(0, |(name, _)| name.index));
     let mut whole = state.clone();
     whole.hard_state.commit = state.last_index;
     let replicated = go_on(&record, whole, snapshot, opened.reader.clone()).map_err(RecoverError::Log)?;

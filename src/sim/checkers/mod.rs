@@ -25,7 +25,7 @@ mod stops;
 mod time;
 mod voters;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use raft::eraftpb::{ConfState, Entry};
 
@@ -149,6 +149,8 @@ pub struct Checkers {
     checkers: Vec<Box<dyn Checker>>,
     /// The last entry that somebody has applied: its index, and the log through there.
     reached: (u64, u64),
+    /// Wherever somebody's cursor stood: the log through there. Whoever has it may have compacted that part.
+    waypoints: BTreeMap<u64, u64>,
     /// Machines that the cluster was recovered without.
     outsiders: BTreeSet<MachineId>,
     violation: Option<Violation>,
@@ -179,7 +181,8 @@ impl Checkers {
             Box::new(recovery::Recovery::new(plan.nodes)),
             Box::<linearizability::Linearizability>::default(),
         ];
-        Self { logs: Logs::default(), checkers, reached: (0, 0), outsiders: BTreeSet::new(), violation: None }
+        let (logs, waypoints, outsiders) = (Logs::default(), BTreeMap::new(), BTreeSet::new());
+        Self { logs, checkers, reached: (0, 0), waypoints, outsiders, violation: None }
     }
 
     /// Something happened.
@@ -192,7 +195,9 @@ impl Checkers {
             self.logs.see(machine, event);
         }
         if let Event::Reached { through } = event {
-            let link = self.logs.at(machine, *through).filter(|_| !is_outside && *through > self.reached.0);
+            let link = self.logs.at(machine, *through).filter(|_| !is_outside);
+            self.waypoints.extend(link.map(|link| (*through, link.chain)));
+            let link = link.filter(|_| *through > self.reached.0);
             self.reached = link.map_or(self.reached, |link| (*through, link.chain));
         }
         let scene = Scene { now, machine, logs: &self.logs, is_outside };
@@ -213,7 +218,11 @@ impl Checkers {
     pub fn recover(&mut self, now: Time, recovered: &Recovered) -> (u64, u64) {
         let Recovered { machine, begin, log, .. } = *recovered;
         self.logs.see(machine, &Event::Started { begin, log, application: 0 });
-        let through = self.logs.common(machine, self.reached);
+        let passed =
+            |(index, chain): &(&u64, &u64)| self.logs.at(machine, **index).is_some_and(|at| at.chain == **chain);
+        let passed = self.waypoints.iter().rev().find(passed).map_or(0, |(index, _)| *index);
+        let through = self.logs.common(machine, self.reached).max(passed);
+        self.waypoints.split_off(&(through + 1));
         let chain = |index| self.logs.at(machine, index).map_or(0, |link| link.chain);
         let last = self.logs.last(machine);
         let kept = Kept { recovered, through, last: (last, chain(last)) };
