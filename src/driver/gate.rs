@@ -92,12 +92,12 @@ impl Members {
         let theirs = report.membership.as_ref().filter(knows_more);
         let news = theirs.into_iter().flat_map(|theirs| &theirs.members).filter(|(id, member)| {
             let is_somewhere = !member.address.is_empty() && member.address != self.advertise;
-            let is_known = ours.retired.contains(**id) || **id == self.record.id;
+            let is_another = !ours.retired.contains(**id) && **id != self.record.id;
             // Where it says itself that it is reached, it knows better than any log.
             let known = [ours.members.get(id).map(|member| &member.address), self.heard_of.get(id)];
             let at = dialled(**id);
             let is_of_log = at.as_ref().is_none_or(|at| known.contains(&Some(at)));
-            is_somewhere && !is_known && is_of_log && at.as_ref() != Some(&member.address)
+            is_somewhere && is_another && is_of_log && at.as_ref() != Some(&member.address)
         });
         let news = news.map(|(id, member)| (*id, member.address.clone())).collect::<Vec<_>>();
         self.heard_of.extend(news.iter().cloned());

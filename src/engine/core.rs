@@ -280,10 +280,6 @@ impl Engine {
         if message.msg_type == MessageType::MsgTimeoutNow as i32 && self.cannot_campaign() {
             return Err(Refused::Installing);
         }
-        if message.msg_type == MessageType::MsgReadIndex as i32 {
-            // What is read is to be applied there first.
-            self.telling.hurry();
-        }
         // Errors of `step` say that a message came too late to matter.
         let _ = self.raw.step(message);
         Ok(())

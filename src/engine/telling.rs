@@ -2,8 +2,8 @@
 //!
 //! raft-rs would do so at once, in a message of its own to each peer. But the next entries say it as well, and under load
 //! they follow within a moment; without that message a proposal that is alone takes a fifth less. So a leader waits for
-//! them a little, unless another node waits: for its own command, whose call ends when it is applied there, or to read what
-//! is committed. What a follower is told late it applies late; nothing else rests on when.
+//! them a little, unless another node waits for its own command, whose call ends when it is applied there. Whoever reads
+//! learns it with the answer. What a follower is told late it applies late; nothing else rests on when.
 
 use std::ops::RangeInclusive;
 
