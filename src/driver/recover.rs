@@ -267,6 +267,39 @@ mod tests {
 
     use super::*;
     use crate::engine::membership::Membership;
+    use crate::engine::snapshot::Meta;
+    use crate::engine::BOOTSTRAP;
+    use crate::storage::memory;
+    use crate::storage::snapshot::{self, Form, Head};
+
+    #[test]
+    fn what_is_in_a_snapshot_counts_as_committed_whatever_the_log_knows() {
+        let founders = [(1, 10), (2, 20), (3, 30)];
+        let membership = Membership::founded(&[1, 2, 3], &founders.into());
+        let conf_state = ConfState { voters: vec![1, 2, 3], ..Default::default() };
+        let meta = Meta { conf_state, membership: Some(membership), ..Default::default() };
+        let head = Head { group: APPLICATION_GROUP, index: 8, term: 1, form: Form::Bytes, meta: meta.encode() };
+        let mut opened = memory::open();
+        let mut writer = opened.snapshots.create(&head).unwrap();
+        writer.write_chunk(b"state").unwrap();
+        let name = *writer.finish().unwrap().name();
+        let mut state = GroupState { truncated: (8, 1), last_index: 8, ..Default::default() };
+        (state.hard_state.term, state.hard_state.commit) = (1, BOOTSTRAP.0);
+        state.records.insert(snapshot::RECORD.to_vec(), name.encode_to_vec());
+        opened.groups.insert(APPLICATION_GROUP, state);
+        let record = NodeRecord {
+            id: 1,
+            cluster: "shop".into(),
+            identity: 10,
+            boot: 1,
+            nonce: 1,
+            stage: Stage::Formed(founders.into()),
+            peers: BTreeMap::new(),
+        };
+        opened.node_records.extend([record.as_stored()]);
+        let (_, recovery) = draft(Path::new("here"), &opened, 0).unwrap();
+        assert_eq!((recovery.commit, recovery.last_index), (8, 8));
+    }
 
     #[test]
     fn a_node_that_leaves_with_a_change_that_is_half_done_is_refused_and_not_passed_over() {
