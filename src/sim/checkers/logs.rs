@@ -81,16 +81,6 @@ impl Logs {
         }
     }
 
-    /// Through which index this machine's log is the one that somebody has applied through `reached`.
-    pub fn common(&self, machine: MachineId, reached: (u64, u64)) -> u64 {
-        let (index, chain) = reached;
-        let has = |machine: &MachineId| self.at(*machine, index).is_some_and(|link| link.chain == chain);
-        let first = self.first(machine);
-        let Some(other) = self.machines.keys().find(|machine| has(machine)) else { return first };
-        let mut shared = (first..=index.min(self.last(machine))).rev();
-        shared.find(|at| self.at(machine, *at) == self.at(*other, *at)).unwrap_or(first)
-    }
-
     /// The index behind which the log begins.
     pub fn first(&self, machine: MachineId) -> u64 {
         self.machines.get(&machine).map_or(BOOTSTRAP.0, |log| log.begin.0)

@@ -147,10 +147,8 @@ trait Checker {
 pub struct Checkers {
     logs: Logs,
     checkers: Vec<Box<dyn Checker>>,
-    /// The last entry that somebody has applied: its index, and the log through there.
-    reached: (u64, u64),
-    /// Wherever somebody's cursor stood: the log through there. Whoever has it may have compacted that part.
-    waypoints: BTreeMap<u64, u64>,
+    /// By index of what somebody has applied: the log through there. Whoever has it may have compacted that part since.
+    applied: BTreeMap<u64, u64>,
     /// Machines that the cluster was recovered without.
     outsiders: BTreeSet<MachineId>,
     violation: Option<Violation>,
@@ -181,8 +179,8 @@ impl Checkers {
             Box::new(recovery::Recovery::new(plan.nodes)),
             Box::<linearizability::Linearizability>::default(),
         ];
-        let (logs, waypoints, outsiders) = (Logs::default(), BTreeMap::new(), BTreeSet::new());
-        Self { logs, checkers, reached: (0, 0), waypoints, outsiders, violation: None }
+        let (logs, applied, outsiders) = (Logs::default(), BTreeMap::new(), BTreeSet::new());
+        Self { logs, checkers, applied, outsiders, violation: None }
     }
 
     /// Something happened.
@@ -195,10 +193,9 @@ impl Checkers {
             self.logs.see(machine, event);
         }
         if let Event::Reached { through } = event {
-            let link = self.logs.at(machine, *through).filter(|_| !is_outside);
-            self.waypoints.extend(link.map(|link| (*through, link.chain)));
-            let link = link.filter(|_| *through > self.reached.0);
-            self.reached = link.map_or(self.reached, |link| (*through, link.chain));
+            let new = (self.reached() + 1..=*through).filter(|_| !is_outside);
+            let new = new.filter_map(|index| Some((index, self.logs.at(machine, index)?.chain)));
+            self.applied.extend(new.collect::<Vec<_>>());
         }
         let scene = Scene { now, machine, logs: &self.logs, is_outside };
         for checker in &mut self.checkers {
@@ -218,15 +215,15 @@ impl Checkers {
     pub fn recover(&mut self, now: Time, recovered: &Recovered) -> (u64, u64) {
         let Recovered { machine, begin, log, .. } = *recovered;
         self.logs.see(machine, &Event::Started { begin, log, application: 0 });
-        let passed =
+        let is_there =
             |(index, chain): &(&u64, &u64)| self.logs.at(machine, **index).is_some_and(|at| at.chain == **chain);
-        let passed = self.waypoints.iter().rev().find(passed).map_or(0, |(index, _)| *index);
-        let through = self.logs.common(machine, self.reached).max(passed);
-        self.waypoints.split_off(&(through + 1));
+        let shared = self.applied.iter().rev().find(is_there);
+        let through = shared.map_or(self.logs.first(machine), |(index, _)| *index);
         let chain = |index| self.logs.at(machine, index).map_or(0, |link| link.chain);
         let last = self.logs.last(machine);
         let kept = Kept { recovered, through, last: (last, chain(last)) };
-        let lost = std::mem::replace(&mut self.reached, (through, chain(through))).0.saturating_sub(through);
+        let lost = self.reached().saturating_sub(through);
+        self.applied.split_off(&(through + 1));
         for checker in &mut self.checkers {
             let objection = checker.recovered(&kept).err();
             let violation = objection.map(|reason| Violation { checker: checker.name(), at: now, reason });
@@ -234,6 +231,11 @@ impl Checkers {
         }
         self.outsiders = recovered.outsiders.clone();
         (through, lost)
+    }
+
+    /// The last entry that somebody has applied.
+    fn reached(&self) -> u64 {
+        self.applied.last_key_value().map_or(0, |(index, _)| *index)
     }
 
     /// A machine joins the cluster with an empty disk.
