@@ -110,3 +110,12 @@ fn whoever_changes_members_elsewhere_hears_at_once_that_it_did() {
     world.quieten();
     assert_eq!(world.machine(2).changed, [(20, vec![2])], "and no time has passed");
 }
+
+#[test]
+fn everybody_hears_at_once_that_a_new_leader_has_begun() {
+    let mut world = World::led_by(3, 3);
+    world.machine(3).engine.raw.transfer_leader(1);
+    world.quieten();
+    let begins = world.machine(1).leadership.leading_from.unwrap();
+    assert_eq!(commits(&mut world), [begins; 3], "and no time has passed");
+}
