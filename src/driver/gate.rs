@@ -240,6 +240,7 @@ impl transport::Gate for Gate {
             identity: record.identity,
             boot: record.boot,
             nonce: record.nonce,
+            earlier: record.earlier.clone(),
             role: Role::Peer,
             advertise: members.advertise.clone(),
             formation: members.formation.report().encode(),
@@ -361,7 +362,8 @@ mod tests {
     /// A node's gate; its identity is its id times 10.
     fn gate(id: NodeId, boot: u64, nonce: u64, stage: Stage) -> Gate {
         let (cluster, identity) = ("shop".to_string(), Identity::from(id) * 10);
-        let record = NodeRecord { id, cluster, identity, boot, nonce, stage, peers: BTreeMap::new() };
+        let record =
+            NodeRecord { id, cluster, identity, boot, nonce, earlier: Vec::new(), stage, peers: BTreeMap::new() };
         let held = Held { term: 1, vote: 0, last_index: 1 };
         let members = Members::new(record, held, format!("host:{id}"), members());
         Gate::new(Rc::new(RefCell::new(members)), Arc::default(), AdminFrom::Localhost)

@@ -12,6 +12,9 @@ use crate::mutants::{self, Mutant};
 /// The node record's key among the node's own records.
 pub const KEY: &[u8] = b"node";
 
+/// How many earlier starts a directory keeps the nonces of.
+const EARLIER_MAX: usize = 128;
+
 /// The format written by this build.
 const VERSION: u32 = 1;
 
@@ -28,6 +31,9 @@ pub struct NodeRecord {
     pub boot: u64,
     /// Drawn at every start: two copies of a directory that are started at the same time differ in it.
     pub nonce: u64,
+    /// The nonces of the starts before, the latest first and [`EARLIER_MAX`] at most: whoever has met one of them knows a
+    /// directory that goes on without it, however often that one was started since.
+    pub earlier: Vec<u64>,
     /// How far the cluster is formed.
     pub stage: Stage,
     /// What is remembered of the others.
@@ -54,6 +60,8 @@ struct WireRecord {
     identities: BTreeMap<u64, Vec<u8>>,
     #[prost(btree_map = "uint64, message", tag = "9")]
     peers: BTreeMap<u64, WireWitness>,
+    #[prost(fixed64, repeated, tag = "10")]
+    earlier: Vec<u64>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -141,15 +149,22 @@ impl NodeRecord {
         let Drawn { identity, nonce, .. } = *drawn;
         let Some(stored) = stored else {
             let (cluster, stage, peers) = (cluster.into(), Stage::Unformed, BTreeMap::new());
-            return Ok(Self { id, cluster, identity, boot: 1, nonce, stage, peers });
+            return Ok(Self { id, cluster, identity, boot: 1, nonce, earlier: Vec::new(), stage, peers });
         };
         let record = Self::read(stored)?;
         if (record.id, record.cluster.as_str()) != (id, cluster) {
             let (found_id, found_cluster) = (record.id, record.cluster);
             return Err(RecordError::Foreign { found_id, found_cluster, id, cluster: cluster.into() });
         }
-        let boot = if mutants::on(Mutant::SameBootAgain) { record.boot } else { record.boot + 1 };
-        Ok(Self { boot, nonce, ..record })
+        let boot = record.boot;
+        let next = record.next(nonce);
+        Ok(if mutants::on(Mutant::SameBootAgain) { Self { boot, ..next } } else { next })
+    }
+
+    /// The record of the start after this one.
+    pub fn next(self, nonce: u64) -> Self {
+        let earlier = [self.nonce].into_iter().chain(self.earlier).take(EARLIER_MAX).collect();
+        Self { boot: self.boot.saturating_add(1), nonce, earlier, ..self }
     }
 
     /// The record as it was stored.
@@ -180,6 +195,7 @@ impl NodeRecord {
             stage,
             identities: identities.map(|(id, identity)| (*id, identity.to_le_bytes().to_vec())).collect(),
             peers: self.peers.iter().map(|(id, witness)| (*id, WireWitness::new(witness))).collect(),
+            earlier: self.earlier.clone(),
         };
         record.encode_to_vec()
     }
@@ -196,8 +212,9 @@ impl NodeRecord {
             _ => return None,
         };
         let peers = record.peers.into_iter().map(|(id, witness)| Some((id, witness.read()?))).collect::<Option<_>>()?;
-        let (id, cluster, boot, nonce) = (record.id, record.cluster, record.boot, record.nonce);
-        Some(Self { id, cluster, identity: identity(record.identity)?, boot, nonce, stage, peers })
+        let (id, cluster, boot, nonce, earlier) =
+            (record.id, record.cluster, record.boot, record.nonce, record.earlier);
+        Some(Self { id, cluster, identity: identity(record.identity)?, boot, nonce, earlier, stage, peers })
     }
 }
 
@@ -215,7 +232,21 @@ mod tests {
         let second = NodeRecord::boot(Some(&formed.encode()), 3, "shop", &Drawn::new().unwrap()).unwrap();
         assert_eq!((second.boot, second.identity, &second.stage), (2, first.identity, &formed.stage));
         assert_ne!(second.nonce, first.nonce);
+        assert_eq!(second.earlier, [first.nonce]);
         assert_eq!(second.peers, formed.peers);
+    }
+
+    #[test]
+    fn s2_the_nonces_of_a_hundred_starts_are_kept_and_no_more() {
+        let boot = |stored: Option<&[u8]>, nonce| {
+            NodeRecord::boot(stored, 3, "shop", &Drawn { identity: 1, nonce, seed: 0 }).unwrap()
+        };
+        let mut record = boot(None, 1);
+        for nonce in 2..=EARLIER_MAX as u64 + 9 {
+            record = boot(Some(&record.encode()), nonce);
+        }
+        assert_eq!(record.earlier.len(), EARLIER_MAX);
+        assert_eq!((record.earlier[0], record.earlier[EARLIER_MAX - 1]), (record.boot - 1, 9));
     }
 
     #[test]

@@ -119,6 +119,8 @@ struct Node {
     figures: Figures,
     /// More than figures of the status may have changed.
     status_is_due: bool,
+    /// The version of the members in the status: a barrier may stand at a change that is not durable yet.
+    members_shown: u64,
     /// Since the start.
     ticks: u32,
     /// There was more to do than one round should.
@@ -189,6 +191,7 @@ impl Node {
             recorded: now,
             figures: Figures::default(),
             status_is_due: false,
+            members_shown: 0,
             ticks: 0,
             more: false,
             closing: None,
@@ -286,7 +289,7 @@ impl Node {
         if !self.application_hangs() {
             self.hand_out()?;
         }
-        if self.status_is_due {
+        if self.status_is_due || self.members_shown != self.engine.membership().version {
             self.publish_status();
         } else if ticked || !self.completions.is_empty() {
             self.refresh_status();

@@ -176,9 +176,9 @@ fn entries(
     wall_ns: u64,
 ) -> Result<Batch, RecoverError> {
     let term = state.hard_state.term.max(state.term(state.last_index).unwrap_or(0)) + 1;
-    let boot = record.boot + 1;
     // No node runs as this boot, so no nonce has to tell it from another.
-    let record = NodeRecord { boot, nonce: 0, ..record.clone() };
+    let record = record.clone().next(0);
+    let boot = record.boot;
     let mut command = Command::membership(&encode_changes(&[Change::Recover(record.id)]));
     command.set_origin(record.id, boot, 1);
     command.set_floor(1);
@@ -293,6 +293,7 @@ mod tests {
             identity: 10,
             boot: 1,
             nonce: 1,
+            earlier: Vec::new(),
             stage: Stage::Formed(founders.into()),
             peers: BTreeMap::new(),
         };
@@ -310,6 +311,7 @@ mod tests {
             identity,
             boot: 1,
             nonce: 1,
+            earlier: Vec::new(),
             stage: stage.clone(),
             peers: BTreeMap::new(),
         };

@@ -47,11 +47,20 @@ impl Witness {
             );
             return Err(Refusal::new(RefusalCode::Boot, reason));
         }
-        if boot == self.boot && nonce != self.nonce {
+        let ago = usize::try_from(boot - self.boot).unwrap_or(usize::MAX);
+        if ago > 0 && hello.earlier.get(ago - 1).is_some_and(|earlier| *earlier != self.nonce) {
+            let reason = format!(
+                "node {from} comes with boot {boot}, but its boot {} was another than the one that was seen: its data \
+                 directory was rolled back or copied; let a new node take its place",
+                self.boot
+            );
+            return Err(Refusal::new(RefusalCode::Forgotten, reason));
+        }
+        if ago == 0 && nonce != self.nonce {
             let reason = format!("two processes run as node {from}, from copies of one data directory");
             return Err(Refusal::new(RefusalCode::Boot, reason));
         }
-        if boot == self.boot {
+        if ago == 0 {
             return Ok(());
         }
         self.check_held(me, hello).map_err(|forgotten| {
@@ -150,6 +159,7 @@ mod tests {
             identity: 20,
             boot,
             nonce,
+            earlier: Vec::new(),
             role: Role::Peer,
             advertise: String::new(),
             formation: Vec::new(),
@@ -177,6 +187,18 @@ mod tests {
             assert_eq!(code, RefusalCode::Forgotten);
             assert!(reason.contains(says) && reason.contains("rolled back"), "{reason}");
         }
+    }
+
+    #[test]
+    fn s2_a_copy_from_before_a_start_that_was_seen_is_refused_however_often_it_was_started_since() {
+        let after = |earlier: &[u64]| Hello { earlier: earlier.to_vec(), ..hello(8, 80, held(9, 0, 300)) };
+        let check =
+            |earlier: &[u64]| witness().check(ME, &after(earlier)).map_err(|refusal| (refusal.code, refusal.reason));
+        assert_eq!(check(&[70, 60, 50, 40]), Ok(()));
+        assert_eq!(check(&[70, 60]), Ok(()), "it does not know any more");
+        let (code, reason) = check(&[71, 61, 51, 40]).unwrap_err();
+        assert_eq!(code, RefusalCode::Forgotten);
+        assert!(reason.contains("boot 8") && reason.contains("boot 5") && reason.contains("rolled back"), "{reason}");
     }
 
     #[test]

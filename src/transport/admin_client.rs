@@ -146,6 +146,7 @@ impl Call {
             identity: 0,
             boot: 0,
             nonce: 0,
+            earlier: Vec::new(),
             role: self.role(),
             advertise: String::new(),
             formation: Vec::new(),

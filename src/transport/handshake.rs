@@ -7,7 +7,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use super::wire::{
-    begin, cut, end, printable, put_string, Fields, Kind, WireError, HANDSHAKE_BYTES_MAX, HANDSHAKE_FORMAT,
+    begin, cut, end, printable, put_string, put_words, Fields, Kind, WireError, HANDSHAKE_BYTES_MAX, HANDSHAKE_FORMAT,
     PROTOCOL_VERSION, PROTOCOL_VERSION_MIN,
 };
 use crate::engine::NodeId;
@@ -87,6 +87,8 @@ pub struct Hello {
     pub boot: u64,
     /// The random number of this start (rule S2).
     pub nonce: u64,
+    /// The nonces of the starts before, the latest first, as far as the speaker knows them (rule S2).
+    pub earlier: Vec<u64>,
     /// What the connection is for.
     pub role: Role,
     /// Where the speaker says it can be dialled.
@@ -283,6 +285,7 @@ pub fn encode_greeting(kind: Kind, greeting: &Greeting) -> Result<Vec<u8>, WireE
     for word in [hello.held.term, hello.held.vote, hello.held.last_index] {
         buffer.extend_from_slice(&word.to_le_bytes());
     }
+    put_words(&mut buffer, &hello.earlier);
     end(&mut buffer, start, HANDSHAKE_BYTES_MAX)?;
     Ok(buffer)
 }
@@ -307,14 +310,22 @@ pub fn decode_greeting(kind: Kind, body: &[u8]) -> Result<Greeting, WireError> {
         let mut fields = Fields { rest: body };
         let (version_min, version_max, role) = (fields.u8()?, fields.u8()?, fields.u8()?);
         let Some(role) = Role::from_byte(role) else { return Some(Err(role)) };
-        let (lineage, identity) = (fields.u128()?, fields.u128()?);
-        let (incarnation, from, to) = (fields.u64()?, fields.u64()?, fields.u64()?);
-        let (boot, nonce) = (fields.u64()?, fields.u64()?);
-        let (cluster, advertise) = (fields.text()?, fields.text()?);
-        let formation = fields.string()?.to_vec();
-        let held = Held { term: fields.u64()?, vote: fields.u64()?, last_index: fields.u64()? };
-        let hello =
-            Hello { cluster, lineage, incarnation, from, to, identity, boot, nonce, role, advertise, formation, held };
+        // In the order in which they stand there.
+        let hello = Hello {
+            role,
+            lineage: fields.u128()?,
+            identity: fields.u128()?,
+            incarnation: fields.u64()?,
+            from: fields.u64()?,
+            to: fields.u64()?,
+            boot: fields.u64()?,
+            nonce: fields.u64()?,
+            cluster: fields.text()?,
+            advertise: fields.text()?,
+            formation: fields.string()?.to_vec(),
+            held: Held { term: fields.u64()?, vote: fields.u64()?, last_index: fields.u64()? },
+            earlier: fields.words()?,
+        };
         Some(Ok(Greeting { hello, version_min, version_max }))
     };
     let damaged = |problem| WireError::Body { kind, problem };
@@ -411,29 +422,32 @@ mod tests {
             Just(Role::Snapshot),
             Just(Role::Join)
         ];
-        (any::<[u64; 8]>(), any::<[u128; 2]>(), role, ".{0,40}", ".{0,40}", any::<Vec<u8>>()).prop_map(
-            |(
-                [incarnation, from, to, boot, nonce, term, vote, last_index],
-                [lineage, identity],
-                role,
-                cluster,
-                advertise,
-                formation,
-            )| Hello {
-                cluster,
-                lineage,
-                incarnation,
-                from,
-                to,
-                identity,
-                boot,
-                nonce,
-                role,
-                advertise,
-                formation,
-                held: Held { term, vote, last_index },
-            },
-        )
+        (any::<[u64; 8]>(), any::<[u128; 2]>(), role, ".{0,40}", ".{0,40}", any::<Vec<u8>>(), any::<Vec<u64>>())
+            .prop_map(
+                |(
+                    [incarnation, from, to, boot, nonce, term, vote, last_index],
+                    [lineage, identity],
+                    role,
+                    cluster,
+                    advertise,
+                    formation,
+                    earlier,
+                )| Hello {
+                    cluster,
+                    lineage,
+                    incarnation,
+                    from,
+                    to,
+                    identity,
+                    boot,
+                    nonce,
+                    earlier,
+                    role,
+                    advertise,
+                    formation,
+                    held: Held { term, vote, last_index },
+                },
+            )
     }
 
     proptest! {
@@ -474,6 +488,7 @@ mod tests {
             identity: u128::from(from),
             boot: 1,
             nonce: from,
+            earlier: Vec::new(),
             role: Role::Peer,
             advertise: String::new(),
             formation: Vec::new(),

@@ -480,6 +480,14 @@ pub(super) fn put_string(buffer: &mut Vec<u8>, bytes: &[u8]) {
     buffer.extend_from_slice(bytes);
 }
 
+/// Words with their number in front.
+pub(super) fn put_words(buffer: &mut Vec<u8>, words: &[u64]) {
+    buffer.extend_from_slice(&(words.len() as u32).to_le_bytes());
+    for word in words {
+        buffer.extend_from_slice(&word.to_le_bytes());
+    }
+}
+
 /// Takes fixed-width fields off the front of a body; `None` when they run out.
 pub(super) struct Fields<'a> {
     /// What has not been taken yet.
@@ -517,6 +525,13 @@ impl<'a> Fields<'a> {
     pub fn string(&mut self) -> Option<&'a [u8]> {
         let length = self.u32()?;
         take(&mut self.rest, usize::try_from(length).ok()?)
+    }
+
+    /// Words with their number in front.
+    pub fn words(&mut self) -> Option<Vec<u64>> {
+        let length = usize::try_from(self.u32()?).ok()?.checked_mul(8)?;
+        let mut words = Fields { rest: take(&mut self.rest, length)? };
+        Some(std::iter::from_fn(|| words.u64()).collect())
     }
 
     /// UTF-8 with its length in front.

@@ -22,7 +22,7 @@ const IDENTITY: u128 = 0xabc;
 
 fn record(stage: Stage) -> NodeRecord {
     let (cluster, peers) = ("test".to_owned(), BTreeMap::new());
-    NodeRecord { id: ID, cluster, identity: IDENTITY, boot: 4, nonce: 9, stage, peers }
+    NodeRecord { id: ID, cluster, identity: IDENTITY, boot: 4, nonce: 9, earlier: Vec::new(), stage, peers }
 }
 
 fn formed() -> NodeRecord {

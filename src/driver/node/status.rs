@@ -11,6 +11,7 @@ impl Node {
         let engine = self.engine.status();
         let members = self.members.borrow();
         let membership = self.engine.membership();
+        self.members_shown = membership.version;
         let conf = self.engine.conf_state();
         let votes = |id: &NodeId| conf.voters.contains(id) || conf.voters_outgoing.contains(id);
         let metadata =

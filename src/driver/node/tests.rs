@@ -54,10 +54,11 @@ fn tuning() -> Tuning {
     }
 }
 
-/// A log that fails as soon as the test says so.
+/// A log that fails, or waits, as soon as the test says so.
 struct Failing {
     writer: Box<dyn LogWriter>,
     fails: Arc<AtomicBool>,
+    waits: Arc<Mutex<()>>,
 }
 
 impl LogWriter for Failing {
@@ -65,6 +66,7 @@ impl LogWriter for Failing {
         if self.fails.load(Ordering::SeqCst) {
             return Err(StorageError::Poisoned { reason: "the disk is gone".into() });
         }
+        let _goes_on = self.waits.lock();
         self.writer.write(batch)
     }
 
@@ -86,6 +88,7 @@ struct Rig {
     node: Node,
     port: Port,
     log_fails: Arc<AtomicBool>,
+    log_waits: Arc<Mutex<()>>,
 }
 
 impl Rig {
@@ -117,12 +120,12 @@ impl Rig {
             status: Arc::new(Mutex::new(port::Status::default())),
         };
         let mut started = start::start(&mut options).unwrap();
-        let log_fails = Arc::new(AtomicBool::new(false));
+        let (log_fails, log_waits) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(())));
         let resumed = &mut started.resumed;
         let writer = std::mem::replace(&mut resumed.writer, crate::storage::memory::open().writer);
-        resumed.writer = Box::new(Failing { writer, fails: log_fails.clone() });
+        resumed.writer = Box::new(Failing { writer, fails: log_fails.clone(), waits: log_waits.clone() });
         let node = Node::new(options, started, port.clone(), wake).unwrap();
-        Self { node, port, log_fails }
+        Self { node, port, log_fails, log_waits }
     }
 
     /// What peer `id` says when it connects.
@@ -137,6 +140,7 @@ impl Rig {
             identity,
             boot: 1,
             nonce: identity as u64,
+            earlier: Vec::new(),
             role: Role::Peer,
             advertise: String::new(),
             formation: Report::new(identity, members, stage).encode(),
@@ -265,6 +269,30 @@ fn m2_a_removed_node_goes_on_until_somebody_who_stays_says_so() {
         report.membership = Some(rig.node.engine.membership().clone());
         rig.node.take_event(Event::Formation { from: 2, body: report.encode() });
         assert!(matches!(rig.tick().await, Err(Stop::Ended(Ended::Removed))));
+    });
+}
+
+#[test]
+fn the_status_shows_a_change_of_the_members_that_is_applied_and_not_durable_yet() {
+    run(async {
+        let mut rig = Rig::formed_of_three().await;
+        let metadata = BTreeMap::from([("zone".to_string(), "b".to_string())]);
+        let change = Change::Update { id: 3, identity: 0, address: String::new(), metadata: Some(metadata.clone()) };
+        let mut command = Command::membership(&encode_changes(&[change]));
+        command.set_origin(2, 1, 1);
+        let entry = Entry { index: 2, term: 5, data: command.into_bytes(), ..Default::default() };
+        rig.raft(2, vec![Message { entries: vec![entry], commit: 1, ..message(MessageType::MsgAppend, 5) }]);
+        rig.ticks(5).await;
+        let waits = rig.log_waits.clone();
+        let _held = waits.lock();
+        rig.raft(2, vec![Message { commit: 2, ..message(MessageType::MsgHeartbeat, 5) }]);
+        // No tick, which may show everything anew.
+        rig.node.next_tick = Instant::now() + Duration::from_secs(60);
+        assert!(rig.node.round().unwrap().is_continue());
+        assert_eq!(rig.node.engine.membership().version, 2);
+        assert_eq!(rig.node.members.borrow().formation.membership().version, 1, "others do not hear of it yet");
+        let third = rig.port.status.lock().peers.iter().find(|peer| peer.id == 3).cloned().unwrap();
+        assert_eq!(third.metadata, metadata);
     });
 }
 
