@@ -280,9 +280,12 @@ mod tests {
         let meta = Meta { conf_state, membership: Some(membership), ..Default::default() };
         let head = Head { group: APPLICATION_GROUP, index: 8, term: 1, form: Form::Bytes, meta: meta.encode() };
         let mut opened = memory::open();
-        let mut writer = opened.snapshots.create(&head).unwrap();
-        writer.write_chunk(b"state").unwrap();
-        let name = *writer.finish().unwrap().name();
+        let written = |head: &Head| {
+            let mut writer = opened.snapshots.create(head).unwrap();
+            writer.write_chunk(b"state").unwrap();
+            *writer.finish().unwrap().name()
+        };
+        let (former, name) = (written(&Head { index: 7, ..head.clone() }), written(&head));
         let mut state = GroupState { truncated: (8, 1), last_index: 8, ..Default::default() };
         (state.hard_state.term, state.hard_state.commit) = (1, BOOTSTRAP.0);
         state.records.insert(snapshot::RECORD.to_vec(), name.encode_to_vec());
@@ -300,6 +303,8 @@ mod tests {
         opened.node_records.extend([record.as_stored()]);
         let (_, recovery) = draft(Path::new("here"), &opened, 0).unwrap();
         assert_eq!((recovery.commit, recovery.last_index), (8, 8));
+        // A loss of power may bring back the log that names it.
+        assert!(opened.snapshots.open(&former).is_ok(), "it is looked at only");
     }
 
     #[test]

@@ -155,6 +155,9 @@ pub fn resume(options: &Options, opened: Opened, drawn: &Drawn) -> Result<Resume
     };
     let snapshot = open_snapshot(&state, snapshots.as_ref())?;
     writer.write(batch)?;
+    // Files that the log does not name are leftovers (rule D1). Not before this write: it fsyncs what the last process has
+    // left, and until then a loss of power may bring back the name of an earlier one.
+    snapshots.retain(snapshot.as_ref().map(|(name, _)| *name).as_slice())?;
     let hard_state = &state.hard_state;
     let held = Held { term: hard_state.term, vote: hard_state.vote, last_index: state.last_index };
     // A cluster that forms during this start elects its first leader at once.
@@ -181,13 +184,12 @@ fn check_members(options: &Options, stage: &Stage) -> Result<(), StartError> {
     Err(StartError::Members { formed, listed })
 }
 
-/// The snapshot that the log names, and the engine's part of it. Files that it does not name are leftovers (rule D1).
+/// The snapshot that the log names, and the engine's part of it.
 pub(super) fn open_snapshot(
     state: &GroupState,
     snapshots: &dyn SnapshotStore,
 ) -> Result<Option<(SnapshotName, Meta)>, StartError> {
     let name = snapshot::snapshot_name(state)?;
-    snapshots.retain(name.as_slice())?;
     let Some(name) = name else { return Ok(None) };
     let file = snapshots.open(&name)?;
     let meta = Meta::decode(&file.head().meta).map_err(StartError::Snapshot)?;

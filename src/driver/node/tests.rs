@@ -7,17 +7,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use prost::Message as _;
-use raft::eraftpb::{Entry, EntryType, Message, MessageType};
+use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType};
 
 use super::*;
+use crate::driver::identity::{Drawn, NodeRecord};
 use crate::driver::options::{AdminFrom, Listen, Tuning};
 use crate::driver::port::{Completions, Cursor, Inbox, Wake};
 use crate::driver::WakeDriver;
 use crate::engine::command::Command;
 use crate::engine::formation::Formation;
-use crate::engine::membership::{encode_changes, Change};
+use crate::engine::membership::{encode_changes, Change, Membership};
+use crate::engine::snapshot::Meta;
 use crate::engine::Failure;
-use crate::storage::{Batch, LogWriter};
+use crate::storage::snapshot::{self, Form, Head};
+use crate::storage::{Batch, GroupState, LogWriter, Opened};
 use crate::test_log::TestLog;
 use crate::transport::{Held, Hello, Role};
 
@@ -51,6 +54,29 @@ fn tuning() -> Tuning {
         snapshot_rate: 1 << 26,
         insecure: false,
         admin_from: AdminFrom::Localhost,
+    }
+}
+
+/// Of node 1 of so many, whose peers do not exist.
+fn options(nodes: u64) -> Options {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut members = BTreeMap::from([(1, listener.local_addr().unwrap().to_string())]);
+    // Nobody listens at port 1.
+    members.extend((2..=nodes).map(|id| (id, format!("127.0.0.{id}:1"))));
+    Options {
+        id: 1,
+        members,
+        cluster: CLUSTER.into(),
+        data_dir: None,
+        listen: Listen::Socket(listener),
+        advertise: None,
+        tuning: tuning(),
+        takes_snapshots: false,
+        durable_applied: None,
+        logger: slog::Logger::root(slog::Discard, slog::o!()),
+        dispatch: tracing::Dispatch::none(),
+        joins: None,
+        faults: None,
     }
 }
 
@@ -93,25 +119,7 @@ struct Rig {
 
 impl Rig {
     fn new(nodes: u64) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut members = BTreeMap::from([(1, listener.local_addr().unwrap().to_string())]);
-        // Nobody listens at port 1.
-        members.extend((2..=nodes).map(|id| (id, format!("127.0.0.{id}:1"))));
-        let mut options = Options {
-            id: 1,
-            members,
-            cluster: CLUSTER.into(),
-            data_dir: None,
-            listen: Listen::Socket(listener),
-            advertise: None,
-            tuning: tuning(),
-            takes_snapshots: false,
-            durable_applied: None,
-            logger: slog::Logger::root(slog::Discard, slog::o!()),
-            dispatch: tracing::Dispatch::none(),
-            joins: None,
-            faults: None,
-        };
+        let mut options = options(nodes);
         let wake = Arc::new(Notify::new());
         let port = Port {
             inbox: Arc::new(Inbox::new(Box::new(WakeDriver(wake.clone())))),
@@ -243,6 +251,42 @@ fn m1_an_unformed_node_answers_no_raft_message() {
         rig.ticks(1).await;
         assert_eq!(rig.node.engine.status().term, 6);
     });
+}
+
+/// What a process leaves when it is killed is read at the next start, and still lost if the power fails before it is fsynced:
+/// then the log names an earlier snapshot again.
+#[test]
+fn d1_a_start_removes_no_snapshot_before_the_log_that_does_not_name_it_is_durable() {
+    let mut opened = crate::storage::memory::open();
+    let meta = Meta {
+        conf_state: ConfState { voters: vec![1], ..Default::default() },
+        membership: Some(Membership::founded(&[1], &[(1, 10)].into())),
+        ..Default::default()
+    };
+    let names = [7, 8].map(|index| {
+        let head = Head { group: APPLICATION_GROUP, index, term: 1, form: Form::Bytes, meta: meta.encode() };
+        *opened.snapshots.create(&head).unwrap().finish().unwrap().name()
+    });
+    let drawn = |nonce| Drawn { identity: 10, nonce, seed: 0 };
+    let mut record = NodeRecord::boot(None, 1, CLUSTER, &drawn(1)).unwrap();
+    record.stage = Stage::Formed([(1, 10)].into());
+    opened.node_records.extend([record.as_stored()]);
+    let mut state = GroupState { truncated: (8, 1), last_index: 8, ..Default::default() };
+    (state.hard_state.term, state.hard_state.commit) = (1, 8);
+    state.records.insert(snapshot::RECORD.to_vec(), names[1].encode_to_vec());
+    opened.groups.insert(APPLICATION_GROUP, state);
+    let snapshots = opened.snapshots.clone();
+    let start = |fails, groups, node_records| {
+        let Opened { writer, reader, .. } = crate::storage::memory::open();
+        let writer = Box::new(Failing { writer, fails: Arc::new(AtomicBool::new(fails)), waits: Arc::default() });
+        let opened = Opened { writer, reader, groups, node_records, snapshots: snapshots.clone() };
+        start::resume(&options(1), opened, &drawn(2)).is_ok()
+    };
+    assert!(!start(true, opened.groups.clone(), opened.node_records.clone()));
+    assert!(names.iter().all(|name| snapshots.open(name).is_ok()));
+    assert!(start(false, opened.groups, opened.node_records));
+    assert!(snapshots.open(&names[0]).is_err(), "a leftover");
+    assert!(snapshots.open(&names[1]).is_ok());
 }
 
 #[test]
