@@ -15,7 +15,7 @@ use crate::driver::options::Joins;
 use crate::driver::port::Request;
 use crate::engine::formation::Identity;
 use crate::engine::membership::{Change, Member, Membership, Metadata};
-use crate::engine::{NodeId, Token};
+use crate::engine::{NodeId, Token, BOOTSTRAP};
 
 /// Clients' calls, and those for another leader, have lower numbers.
 pub const FIRST: Token = 1 << 49;
@@ -189,6 +189,9 @@ impl World {
         self.trace.note(self.now, &[24, token], || format!("call {token} ends: {how:?}"));
         self.figures.changes += u64::from(matches!(how, ChangeEnded::Done { .. }));
         self.tell(asked, &Event::ChangeCallEnded { call: token, how });
+        if let ChangeEnded::Done { ids, .. } = how {
+            self.let_in_who_knows_nothing(ids);
+        }
         match (how, joins) {
             (ChangeEnded::Done { ids, .. }, Some(Newcomer { machine, by })) => {
                 // A data directory is made once: one that is lost does not come back with the second answer.
@@ -201,6 +204,19 @@ impl World {
             }
             (ChangeEnded::Done { .. }, None) => {}
             _ => self.ask_later(again),
+        }
+    }
+
+    /// Nodes that the cluster was recovered without, that have had no part in it before, and that it takes in now.
+    fn let_in_who_knows_nothing(&mut self, ids: &[NodeId]) {
+        for machine in 0..self.machines.len() {
+            let at = &self.machines[machine];
+            let process = at.process.as_ref().filter(|process| ids.contains(&process.id));
+            let knows_nothing = process.is_some_and(|process| process.engine.status().last_index == BOOTSTRAP.0);
+            if at.old && at.out && knows_nothing && self.checkers.joins(machine) {
+                let at = &mut self.machines[machine];
+                (at.old, at.out) = (false, false);
+            }
         }
     }
 

@@ -27,6 +27,8 @@ pub struct Bounds {
     kept_entries: u64,
     /// Since when each machine's log has held more.
     long_since: BTreeMap<MachineId, Time>,
+    /// What it held when it was looked at last: one that stands still has no reason to shrink.
+    kept: BTreeMap<MachineId, u64>,
     /// The most numbers that a node had in flight since it started.
     spans: BTreeMap<MachineId, usize>,
 }
@@ -44,6 +46,7 @@ impl Bounds {
             cached_bytes: tuning.entry_cache_bytes,
             kept_entries,
             long_since: BTreeMap::new(),
+            kept: BTreeMap::new(),
             spans: BTreeMap::new(),
         }
     }
@@ -74,9 +77,10 @@ impl Checker for Bounds {
         if sizes.proposals > *open_calls {
             return Err(format!("it holds {} proposals, and {open_calls} calls are open", sizes.proposals));
         }
+        let grows = self.kept.insert(scene.machine, sizes.kept_entries).is_some_and(|kept| kept < sizes.kept_entries);
         if sizes.kept_entries <= self.kept_entries {
             self.long_since.remove(&scene.machine);
-        } else if scene.now - *self.long_since.entry(scene.machine).or_insert(scene.now) > COMPACTED_WITHIN {
+        } else if grows && scene.now - *self.long_since.entry(scene.machine).or_insert(scene.now) > COMPACTED_WITHIN {
             let (kept, allowed) = (sizes.kept_entries, self.kept_entries);
             return Err(format!("its log holds {kept} entries that are applied, and {allowed} would do"));
         }

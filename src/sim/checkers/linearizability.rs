@@ -72,6 +72,11 @@ impl Checker for Linearizability {
         Ok(())
     }
 
+    /// What one was asked that has had no part in the cluster may take effect once it has become a member.
+    fn looks_at_outsiders(&self) -> bool {
+        true
+    }
+
     fn recovered(&mut self, kept: &Kept) -> Verdict {
         self.fresh_keys = kept.recovered.fresh_keys;
         self.judge()

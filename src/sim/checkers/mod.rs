@@ -238,9 +238,9 @@ impl Checkers {
         self.applied.last_key_value().map_or(0, |(index, _)| *index)
     }
 
-    /// A machine joins the cluster with an empty disk.
-    pub fn joins(&mut self, machine: MachineId) {
-        self.outsiders.remove(&machine);
+    /// A machine joins the cluster with an empty disk. Returns whether it was an outsider.
+    pub fn joins(&mut self, machine: MachineId) -> bool {
+        self.outsiders.remove(&machine)
     }
 
     /// Nothing more will happen.
