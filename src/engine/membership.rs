@@ -16,6 +16,9 @@ use crate::mutants::{self, Mutant};
 
 /// Bytes of a member's address, at most.
 pub const ADDRESS_BYTES_MAX: usize = 255;
+/// So many ids are not given again after a recovery: they may have been, in entries that are lost, to nodes that run.
+pub const LOST_IDS: u64 = 64;
+
 /// Bytes of a member's metadata, keys and values together, at most.
 pub const METADATA_BYTES_MAX: usize = 4096;
 /// Members at most: more would only cost, since every voter is asked for every entry.
@@ -189,10 +192,14 @@ impl Retired {
     }
 
     fn insert(&mut self, id: NodeId) {
-        if self.intervals.iter().any(|(first, last)| (*first..=*last).contains(&id)) {
-            return;
+        if !self.contains(id) {
+            self.insert_all(id, id);
         }
-        self.intervals.push((id, id));
+    }
+
+    /// All from `first` through `last`, none of which was removed.
+    fn insert_all(&mut self, first: NodeId, last: NodeId) {
+        self.intervals.push((first, last));
         self.intervals.sort_unstable();
         let mut merged: Vec<(NodeId, NodeId)> = Vec::new();
         for (first, last) in self.intervals.drain(..) {
@@ -438,6 +445,10 @@ impl Membership {
     pub fn take(&mut self, plan: Plan, conf: &ConfState, index: u64) -> Vec<NodeId> {
         if plan.is_noop {
             return Vec::new();
+        }
+        if plan.is_recovery {
+            let first = self.next_id();
+            self.retired.insert_all(first, first.saturating_add(LOST_IDS - 1));
         }
         self.members = plan.members;
         if plan.is_recovery && !mutants::on(Mutant::RecoverKeepsIncarnation) {

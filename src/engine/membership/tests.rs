@@ -208,6 +208,10 @@ fn m3_a_recovery_counts_more_than_any_number_of_removals() {
     assert_eq!(recovered.settle(&conf(&[1], &[]), 6), [2, 3]);
     assert!(recovered.incarnation > removed.incarnation);
     assert_eq!((recovered.recoveries(), removed.recoveries()), (1, 0));
+    // 4 may have been given to somebody in what is lost.
+    assert_eq!(recovered.retired.intervals(), [(2, 3 + LOST_IDS)]);
+    let plan = recovered.plan(&conf(&[1], &[]), &[add(0, 9)]).unwrap();
+    assert_eq!(plan.ids, [4 + LOST_IDS]);
 }
 
 #[test]
