@@ -268,7 +268,8 @@ impl World {
         let end = connection.end_of(process.place);
         let peer = connection.hellos[1 - end].from;
         let Some(entry) = process.peers.get_mut(&peer) else { return };
-        let was_dialled = entry.dialled == Some(id);
+        // Perhaps it was in the middle of its handshake.
+        let was_dialled = end == DIALLER;
         entry.forget(id);
         self.trace.note(self.now, &[7, id], || format!("node {}: connection {id} to node {peer} ends", process.id));
         reroute(process, peer, None, false);
