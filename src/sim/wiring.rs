@@ -142,7 +142,8 @@ impl World {
     }
 
     pub(super) fn welcome(&mut self, id: ConnectionId) {
-        let Some(connection) = self.wires.connections.get(&id) else { return };
+        // Broken before it was whole: it is dialled again.
+        let Some(connection) = self.wires.connections.get(&id).filter(|it| it.open[DIALLER]) else { return };
         let (ends, hellos) = (connection.ends, connection.hellos.clone());
         let (dialler, peer) = (ends[DIALLER], hellos[DIALLER].to);
         let paused_until = self.machines[dialler.machine].paused_until;
@@ -195,7 +196,7 @@ impl World {
 
     /// The dialler has said yes as well: only now does the acceptor speak, and listen.
     pub(super) fn confirm(&mut self, id: ConnectionId) {
-        let Some(connection) = self.wires.connections.get(&id) else { return };
+        let Some(connection) = self.wires.connections.get(&id).filter(|it| it.open[ACCEPTOR]) else { return };
         let (ends, hello) = (connection.ends, Rc::clone(&connection.hellos[DIALLER]));
         let acceptor = ends[ACCEPTOR];
         let paused_until = self.machines[acceptor.machine].paused_until;
