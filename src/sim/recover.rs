@@ -7,7 +7,7 @@ use std::path::Path;
 use raft::eraftpb::Entry;
 
 use super::checkers::Recovered;
-use super::clock::{MS, SECOND};
+use super::clock::{Time, MS, SECOND};
 use super::machine::{Image, Machine, Process};
 use super::members::has_quorum;
 use super::network::MachineId;
@@ -20,6 +20,9 @@ use crate::storage::Opened;
 
 /// The operator waits so long for a leader.
 const PATIENCE: u64 = 3 * SECOND;
+
+/// Nobody looks any more whether the cluster has to be recovered.
+const GIVEN_UP: Time = HEALED + 3 * SECOND;
 
 /// The directory, for errors.
 const DIR: &str = "simulated";
@@ -54,18 +57,25 @@ impl World {
         })
     }
 
-    /// Whether those who are left are a quorum, as far as any of them knows.
+    /// Whether those who are left are a quorum, as far as a voter among them knows: what a learner knows elects nobody.
     fn somebody_decides(&self) -> bool {
         let is_there = |id| self.is_healthy(id);
         let formed = |process: &&Process| process.members.borrow().formation.is_formed();
         let mut processes = self.machines.iter().filter_map(|machine| machine.process.as_ref()).filter(formed);
-        processes.any(|process| has_quorum(&process.engine.conf_state(), is_there))
+        processes.any(|process| {
+            let conf = process.engine.conf_state();
+            let votes = conf.voters.contains(&process.id) || conf.voters_outgoing.contains(&process.id);
+            votes && has_quorum(&conf, is_there)
+        })
     }
 
     /// The operator recovers the cluster from this machine.
     pub(super) fn recover(&mut self, machine: MachineId) {
-        // What was under way has changed the members, or they have come to an end meanwhile.
-        if self.now >= HEALED || self.somebody_decides() || !self.is_left(machine) {
+        // What was under way has changed the members; or somebody who has just started takes earlier ones for them.
+        if self.somebody_decides() || !self.is_left(machine) {
+            if self.now < GIVEN_UP {
+                self.happens(self.now + SECOND, Happening::Recover(machine));
+            }
             return;
         }
         let removed = self.newest_members().retired;
