@@ -71,8 +71,10 @@ impl World {
 
     /// The operator recovers the cluster from this machine.
     pub(super) fn recover(&mut self, machine: MachineId) {
-        // What was under way has changed the members; or somebody who has just started takes earlier ones for them.
-        if self.somebody_decides() || !self.is_left(machine) {
+        // What was under way has changed the members; or somebody who has just started, or will, knows others.
+        let machines = self.machines[..self.plan.machines()].iter();
+        let everybody_runs = machines.filter(|at| at.runs && !at.out).all(|at| at.process.is_some());
+        if !everybody_runs || self.somebody_decides() || !self.is_left(machine) {
             if self.now < GIVEN_UP {
                 self.happens(self.now + SECOND, Happening::Recover(machine));
             }
