@@ -16,7 +16,7 @@ use crate::mutants::{self, Mutant};
 
 /// Bytes of a member's address, at most.
 pub const ADDRESS_BYTES_MAX: usize = 255;
-/// So many ids are not given again after a recovery: they may have been, in entries that are lost, to nodes that run.
+/// So many ids are passed over after a recovery: they may have been given, in entries that are lost, to nodes that run.
 pub const LOST_IDS: u64 = 64;
 
 /// Bytes of a member's metadata, keys and values together, at most.
@@ -192,14 +192,10 @@ impl Retired {
     }
 
     fn insert(&mut self, id: NodeId) {
-        if !self.contains(id) {
-            self.insert_all(id, id);
+        if self.contains(id) {
+            return;
         }
-    }
-
-    /// All from `first` through `last`, none of which was removed.
-    fn insert_all(&mut self, first: NodeId, last: NodeId) {
-        self.intervals.push((first, last));
+        self.intervals.push((id, id));
         self.intervals.sort_unstable();
         let mut merged: Vec<(NodeId, NodeId)> = Vec::new();
         for (first, last) in self.intervals.drain(..) {
@@ -447,8 +443,8 @@ impl Membership {
             return Vec::new();
         }
         if plan.is_recovery {
-            let first = self.next_id();
-            self.retired.insert_all(first, first.saturating_add(LOST_IDS - 1));
+            // The next one that is chosen lies behind it; whoever gives ids by hand knows what was given.
+            self.retired.insert(self.next_id().saturating_add(LOST_IDS - 1));
         }
         self.members = plan.members;
         if plan.is_recovery && !mutants::on(Mutant::RecoverKeepsIncarnation) {

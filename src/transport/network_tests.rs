@@ -57,7 +57,7 @@ fn hello(from: NodeId, to: NodeId, boot: u64) -> Hello {
         identity: u128::from(from) + 1000,
         boot,
         nonce: from * 100 + boot,
-        earlier: vec![from * 100 + boot - 1, 8],
+        earlier: vec![8, 9],
         role: Role::Peer,
         advertise: format!("node-{from}:1"),
         formation: vec![1, 2, 3],
