@@ -29,7 +29,7 @@ pub struct Bounds {
     long_since: BTreeMap<MachineId, Time>,
     /// What it held when it was looked at last: one that stands still has no reason to shrink.
     kept: BTreeMap<MachineId, u64>,
-    /// The most numbers that a node had in flight since it started.
+    /// The most numbers that a node had in flight; what it has of them when it starts again is its last start's session.
     spans: BTreeMap<MachineId, usize>,
 }
 
@@ -63,9 +63,6 @@ impl Checker for Bounds {
 
     fn see(&mut self, scene: &Scene, event: &Event) -> Verdict {
         let span = self.spans.entry(scene.machine).or_default();
-        if matches!(event, Event::Started { .. }) {
-            *span = 0;
-        }
         if matches!(event, Event::Started { .. } | Event::WasHeldUp) {
             self.long_since.remove(&scene.machine);
         }
