@@ -324,7 +324,8 @@ pub fn decode_greeting(kind: Kind, body: &[u8]) -> Result<Greeting, WireError> {
             advertise: fields.text()?,
             formation: fields.string()?.to_vec(),
             held: Held { term: fields.u64()?, vote: fields.u64()?, last_index: fields.u64()? },
-            earlier: fields.words()?,
+            // An older build's ends here.
+            earlier: if fields.rest.is_empty() { Vec::new() } else { fields.words()? },
         };
         Some(Ok(Greeting { hello, version_min, version_max }))
     };
@@ -459,9 +460,12 @@ mod tests {
             prop_assert_eq!(header, Ok(Some(Header { body_len: frame.len() - HEADER_LEN, kind: Kind::Hello, group: 0 })));
             let mut body = frame[HEADER_LEN..].to_vec();
             prop_assert_eq!(decode_greeting(Kind::Hello, &body), Ok(greeting.clone()));
-            // A newer build adds fields at the end.
+            // A newer build adds fields at the end, and an older one lacks the last.
+            let older = body[..body.len() - 4 - 8 * greeting.hello.earlier.len()].to_vec();
             body.extend(more);
-            prop_assert_eq!(decode_greeting(Kind::Hello, &body), Ok(greeting));
+            prop_assert_eq!(decode_greeting(Kind::Hello, &body), Ok(greeting.clone()));
+            let hello = Hello { earlier: Vec::new(), ..greeting.hello.clone() };
+            prop_assert_eq!(decode_greeting(Kind::Hello, &older), Ok(Greeting { hello, ..greeting }));
         }
 
         #[test]
