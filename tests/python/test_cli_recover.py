@@ -64,7 +64,10 @@ async def test_one_node_goes_on_with_all_that_it_has(
     assert report["last_wall_ns"] is None or report["last_wall_ns"] > 1e18
     looked = json.loads(command("inspect", "--json", str(data)).stdout)
     assert (looked["damage"], looked["membership"]["committed"]["voters"]) == ([], [2])
-    assert (looked["membership"]["retired"], looked["membership"]["incarnation"]) == ([[1, 1], [3, 3], [67, 67]], (1 << 32) + 1)
+    assert (looked["membership"]["retired"], looked["membership"]["incarnation"]) == (
+        [[1, 1], [3, 3], [67, 67]],
+        (1 << 32) + 1,
+    )
     kept = json.loads(command("inspect", "--json", report["copy"]).stdout)
     assert (kept["damage"], kept["membership"]["committed"]["voters"]) == ([], [1, 2, 3])
 
