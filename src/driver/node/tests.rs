@@ -13,7 +13,7 @@ use super::*;
 use crate::driver::identity::{Drawn, NodeRecord};
 use crate::driver::options::{AdminFrom, Listen, Tuning};
 use crate::driver::port::{Completions, Cursor, Inbox, Wake};
-use crate::driver::WakeDriver;
+use crate::driver::{tests as driver_tests, WakeDriver};
 use crate::engine::command::Command;
 use crate::engine::formation::Formation;
 use crate::engine::membership::{encode_changes, Change, Membership};
@@ -63,21 +63,7 @@ fn options(nodes: u64) -> Options {
     let mut members = BTreeMap::from([(1, listener.local_addr().unwrap().to_string())]);
     // Nobody listens at port 1.
     members.extend((2..=nodes).map(|id| (id, format!("127.0.0.{id}:1"))));
-    Options {
-        id: 1,
-        members,
-        cluster: CLUSTER.into(),
-        data_dir: None,
-        listen: Listen::Socket(listener),
-        advertise: None,
-        tuning: tuning(),
-        takes_snapshots: false,
-        durable_applied: None,
-        logger: slog::Logger::root(slog::Discard, slog::o!()),
-        dispatch: tracing::Dispatch::none(),
-        joins: None,
-        faults: None,
-    }
+    Options { tuning: tuning(), ..driver_tests::options(1, &members, Listen::Socket(listener), None) }
 }
 
 /// A log that fails, or waits, as soon as the test says so.
